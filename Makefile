@@ -1,0 +1,53 @@
+# podwall: what a developer and CI type. `make help` lists it.
+# Every target installs what it needs, says what, and is quick when it is there already.
+
+PYTHON      := .venv/bin/python
+SYSTEM      := /usr/bin/python3
+PACKAGES    := python3-nftables python3-venv nftables iproute2 tcpdump gcc libc6-dev libpython3-dev \
+               zlib1g-dev libexpat1-dev
+TESTS       ?= tests
+NODES       ?= 2
+CNI         ?= podwall
+KUBE_PROXY  ?= none
+export NODES CNI KUBE_PROXY FOCUS SKIP
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo check format test cluster cluster-down e2e bench lock clean
+
+help: ## this list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
+
+setup: .venv/installed ## Debian packages and the Python environment
+
+.venv/installed: pyproject.toml requirements-dev.lock
+	@missing=$$(for p in $(PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
+	if [ -n "$$missing" ]; then echo "installing Debian packages:" $$missing; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing >/dev/null; fi
+	@echo "installing Python packages into .venv (requirements-dev.lock)"
+	@[ -x $(PYTHON) ] || $(SYSTEM) -m venv --system-site-packages .venv
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup ## two nodes of Pods on this machine, and who reaches whom (MODE=vxlan for the overlay)
+	@$(PYTHON) -m agent.cli.main lab demo -f examples/hello $(if $(filter vxlan,$(MODE)),--vxlan)
+
+check: setup ## formatting, lint, types, import layers
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+
+format: setup ## format the sources
+	@.venv/bin/ruff format .
+	@.venv/bin/ruff check --fix .
+
+test: setup ## every test: pure, lab and real cluster (TESTS=tests/agent for some)
+	@$(PYTHON) -m pytest $(TESTS)
+
+bench: setup ## the benchmarks, peers side by side
+	@for file in bench/[a-z]*.py; do $(PYTHON) $$file || exit 1; done
+
+lock: setup ## pin the dependencies again
+	@.venv/bin/uv pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements.lock
+	@.venv/bin/uv pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-header --group dev pyproject.toml -o requirements-dev.lock
