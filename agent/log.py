@@ -11,7 +11,7 @@ import time
 class KeyValue(logging.Formatter):
     """Formats a record as time, level, logger and message; a value never breaks its line."""
 
-    converter = time.gmtime
+    converter = staticmethod(time.gmtime)
 
     def format(self, record: logging.LogRecord) -> str:
         """One line; an exception's traceback follows as one quoted value."""

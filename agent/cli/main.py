@@ -1,0 +1,45 @@
+"""`podwall`: the command. Its groups are imported when they are asked for, so that help is quick."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+
+import click
+
+COMMANDS = {
+    "lab": ("agent.cli.lab", "lab", "A cluster without Kubernetes, in network namespaces of this machine."),
+    "status": ("agent.cli.status", "status", "What a node's agent says of itself."),
+}
+"""Each command's module, the name it has there, and what help says of it."""
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module only to run it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All commands' names, in order."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, or None for a name nobody knows."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, name, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(module), name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing one."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][2]) for name in self.list_commands(ctx)])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("podwall"), prog_name="podwall")
+def main() -> None:
+    """See, ask and try podwall, the Kubernetes network plugin on nftables."""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""What the agent counts, under the names that `/metrics` shows."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+CNI_SECONDS = Histogram(
+    "podwall_cni_request_duration_seconds",
+    "Time from a CNI request's arrival to its answer",
+    ["command"],
+    buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5, 20),
+)
+CNI_ERRORS = Counter("podwall_cni_errors_total", "CNI requests answered with an error", ["command", "code"])
+PODS = Gauge("podwall_pods", "Pods attached on this node")
+ADDRESSES = Gauge("podwall_addresses", "Addresses of this node's Pod CIDRs", ["cidr", "state"])
+COMMIT_SECONDS = Histogram(
+    "podwall_commit_duration_seconds",
+    "Time of one nftables transaction",
+    buckets=(0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5),
+)
+COMMIT_ERRORS = Counter("podwall_commit_errors_total", "nftables transactions that the kernel refused")
+REPAIRS = Counter("podwall_repairs_total", "Foreign changes to podwall's tables that were undone")
+OBJECTS = Gauge("podwall_objects", "Objects of the cluster that the agent holds", ["kind"])
+PROBLEMS = Gauge("podwall_problems", "Objects that cannot be used as they are", ["kind"])
+ROUTES = Gauge("podwall_routes", "Routes to other nodes", ["mode"])
