@@ -9,8 +9,8 @@ A connection carries one request and one answer, each framed alike:
     request  {"call": "cni.ADD", "body": {...}}
     answer   {"ok": ...}   or   {"error": {"code": 11, "msg": "...", "details": "..."}}
 
-Descriptors (a Pod's network namespace) come by SCM_RIGHTS with the request's first bytes. This module is pure: bytes
-in, messages out. The blocking binary and the agent's event loop both feed it what they read.
+Descriptors (a Pod's network namespace) come by SCM_RIGHTS with the first bytes of the request. This module
+is pure: bytes in, messages out. The blocking binary and the agent's event loop both feed it what they read.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Receiver:
 def frame(message: object) -> bytes:
     """Return a JSON value as a framed message. Raises WireError when it is too long or no JSON."""
     try:
-        payload = json.dumps(message, separators=(",", ":"), allow_nan=False).encode()
+        payload = json.dumps(message, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as cause:
         raise WireError(f"the message cannot be written as JSON: {cause}") from cause
     if len(payload) > LIMIT:
