@@ -4,8 +4,8 @@
                                                    +--> Request --body()--> socket --from_body()--> Request
     network configuration (stdin)  --request()-----+
 
-The binary checks, and the agent checks again what came over its socket: neither trusts the other. Whatever is
-wrong is a CniError with the specification's number and the name of what is wrong. Results are in `cni.result`.
+The binary checks, and the agent checks again what came over its socket: neither trusts the other. What is
+wrong is told by a CniError with the specification's number and the field's name. Results are in `cni.result`.
 
 Specifications: CNI 0.4.0, 1.0.0 and 1.1.0. This module is pure.
 """
@@ -47,11 +47,14 @@ VALID_ATTACHMENTS = ("cni.dev/valid-attachments", "cni.dev/attachments")
 
 _ALPHANUMERIC = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 _NAME = _ALPHANUMERIC | frozenset("_.-")
+TIMEOUT = 60
+STATUS_TIMEOUT = 10
+_TIMEOUTS = range(1, 601)
 _PATH_MAX = 4096
 _SOCKET_PATH_MAX = 107
 _IFNAME_MAX = 15
 _CONTAINER_ID_MAX = 256
-_INT64_MAX = (1 << 63) - 1
+_RATES = range(1 << 63)
 _PROTOCOLS = ("tcp", "udp", "sctp")
 _BANDWIDTH = ("ingressRate", "ingressBurst", "egressRate", "egressBurst")
 
@@ -101,6 +104,12 @@ class Request:
         """The pathname of the agent's socket."""
         return str(self.config.get("socket", wire.SOCKET))
 
+    @property
+    def timeout(self) -> int:
+        """How many seconds the agent has to answer."""
+        default = STATUS_TIMEOUT if self.command == STATUS else TIMEOUT
+        return _number(self.config, "", "timeoutSeconds", _TIMEOUTS, default)
+
     def body(self) -> dict[str, object]:
         """Return the request as the agent gets it."""
         return {
@@ -115,7 +124,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Bandwidth:
-    """Limits of a Pod's link as the Pod sees it: rates in bits per second (0 is unlimited), bursts in bits."""
+    """Limits of a link as the Pod sees it: rates in bits per second (0 is unlimited), bursts in bits."""
 
     ingress_rate: int
     ingress_burst: int
@@ -198,7 +207,7 @@ def bandwidth(config: Mapping[str, object]) -> Bandwidth | None:
         return None
     if not isinstance(given, dict):
         raise CniError(INVALID_CONFIG, "runtimeConfig.bandwidth is not an object")
-    rates = {name: _number(given, "runtimeConfig.bandwidth", name, 0, _INT64_MAX) for name in _BANDWIDTH}
+    rates = {name: _number(given, "runtimeConfig.bandwidth", name, _RATES) for name in _BANDWIDTH}
     for way in ("ingress", "egress"):
         if rates[f"{way}Rate"] and not rates[f"{way}Burst"]:
             raise CniError(
@@ -324,6 +333,7 @@ def _check_config(command: str, config: Mapping[str, object]) -> None:
     if not isinstance(kind, str) or not kind:
         raise CniError(INVALID_CONFIG, "type must be the name of the plugin's executable")
     _check_socket(config.get("socket", wire.SOCKET))
+    _number(config, "", "timeoutSeconds", _TIMEOUTS, TIMEOUT)
     previous = config.get("prevResult")
     if previous is not None and not isinstance(previous, dict):
         raise CniError(INVALID_CONFIG, "prevResult is not an object")
@@ -364,8 +374,8 @@ def _port_mapping(entry: object, where: str) -> PortMapping:
     if not isinstance(host_ip, str) or (host_ip and not _is_address(host_ip)):
         raise CniError(INVALID_CONFIG, f"{where}.hostIP must be an IP address")
     return PortMapping(
-        _number(entry, where, "hostPort", 0, 65535),
-        _number(entry, where, "containerPort", 1, 65535),
+        _number(entry, where, "hostPort", range(65536)),
+        _number(entry, where, "containerPort", range(1, 65536)),
         protocol.lower(),
         host_ip,
     )
@@ -385,10 +395,11 @@ def _field(entry: Mapping[str, object], name: str, default: object) -> object:
     return entry.get(name, entry.get(name[0].upper() + name[1:], default))
 
 
-def _number(entry: Mapping[str, object], where: str, name: str, low: int, high: int) -> int:
-    value = _field(entry, name, 0)
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise CniError(INVALID_CONFIG, f"{where}.{name} must be a whole number from {low} to {high}")
+def _number(entry: Mapping[str, object], where: str, name: str, allowed: range, default: int = 0) -> int:
+    value = _field(entry, name, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value not in allowed:
+        path = f"{where}.{name}".removeprefix(".")
+        raise CniError(INVALID_CONFIG, f"{path} must be a whole number from {allowed[0]} to {allowed[-1]}")
     return value
 
 
