@@ -2,9 +2,9 @@
 
     environment, stdin --checked--> agent's socket --> stdout, exit status
 
-It decides nothing: it checks what it was given, opens the Pod's network namespace, hands the descriptor to the
-agent and prints what the agent answers. 50 of them may start at once on a small node, so it uses only what is
-compiled into the interpreter: `posix` and `_socket` rather than `os` and `socket`.
+It decides nothing: it checks what it was given, opens the Pod's network namespace, hands the descriptor to
+the agent and prints what the agent answers. 50 of them may start at once on a small node, so it uses only
+what is compiled into the interpreter: `posix` and `_socket` rather than `os` and `socket`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ BROKEN_OFF = (errno.EPIPE, errno.ECONNRESET)
 
 def main() -> int:
     """Run the command that the environment asks for; return the exit status."""
-    command, config = "", None
+    command = posix.environ.get(b"CNI_COMMAND", b"").decode(errors="replace")
+    config = None
     try:
+        if command in spec.COMMANDS:
+            config = _config(command)  # first, for the version of an error
         given = spec.parameters(_environment())
-        command = given.command
-        config = _config(command)
         if command == spec.VERSION:
             _print(spec.version_answer(config))
             return 0

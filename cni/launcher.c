@@ -1,0 +1,57 @@
+/* The frozen CNI binary: starts the interpreter as far as it is needed and runs cni/__main__.py.
+ *
+ * `modules.h` is written by cni/freeze.py: the array `modules` holds the compiled modules, `order` the names in the
+ * order in which they must be there. Nothing is read from the file system.
+ */
+#include <Python.h>
+#include <unistd.h>
+
+#include "modules.h"
+
+#define FAILED 1
+
+static const char broken[] = "{\"code\": 100, \"msg\": \"podwall's interpreter did not start\"}\n";
+
+static int fail(void)
+{
+    if (write(STDOUT_FILENO, broken, sizeof broken - 1) < 0)
+        return FAILED + 1;
+    return FAILED;
+}
+
+/* The interpreter's own phase: builtins, sys and the frozen importer. The second phase would look for a prefix, load
+ * codecs and open text streams, a third of the whole start; the binary works on descriptors and bytes. */
+static PyStatus start(void)
+{
+    PyPreConfig before;
+    PyPreConfig_InitIsolatedConfig(&before);
+    before.utf8_mode = 1;
+    PyStatus status = Py_PreInitialize(&before);
+    if (PyStatus_Exception(status))
+        return status;
+
+    PyConfig config;
+    PyConfig_InitIsolatedConfig(&config);
+    config._init_main = 0;
+    config.install_signal_handlers = 0;
+    config.site_import = 0;
+    config.write_bytecode = 0;
+    config.module_search_paths_set = 1;
+    status = Py_InitializeFromConfig(&config);
+    PyConfig_Clear(&config);
+    return status;
+}
+
+int main(void)
+{
+    PyImport_FrozenModules = modules;
+    if (PyStatus_Exception(start()))
+        return fail();
+    PyGC_Disable();
+    for (const char *const *name = order; *name; name++)
+        if (PyImport_ImportFrozenModule(*name) != 1) { /* __main__ is the last and ends the process */
+            PyErr_Print();
+            return fail();
+        }
+    return fail();
+}
