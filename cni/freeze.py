@@ -7,8 +7,8 @@ compiled modules inside:
     cni/launcher.c ----------------------------+--gcc -static--> OUTPUT
     libpython3.X.a (libpython3.X-dev) ---------+
 
-The result needs no file but itself and the agent's socket. The same sources, compiler and interpreter give the
-same bytes; a build is kept under their digest and copied when it is asked for again.
+The result needs no file but itself and the agent's socket. The same sources, compiler and interpreter give
+the same bytes; a build is kept under their digest and copied when it is asked for again.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def _interpreter() -> tuple[Path, Path]:
     missing = [name for name in BUILT_IN if name not in sys.builtin_module_names]
     if missing:
         raise FreezeError(
-            f"{', '.join(missing)} is not compiled into this interpreter ({sys.executable}): use Debian's python3"
+            f"{', '.join(missing)} is not compiled into {sys.executable}: use the python3 of the distribution"
         )
     return include, library
 
