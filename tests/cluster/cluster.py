@@ -1,0 +1,333 @@
+"""A Kubernetes cluster made by kind, with or without podwall: up, down, and what is needed to talk to it.
+
+Where Docker and an image registry can be reached, kind is used as users use it. Elsewhere the same kind runs on an
+engine and a node image of our own. Both start from conf/kind.yaml and conf/podwall.yaml.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+from tests.cluster import contents, engine, image, nodeimage
+from tests.cluster.cache import locked, root
+from tests.cluster.console import Failed, run, say, step, succeeds, wait_for
+from tests.cluster.gobuild import programs
+from tests.cluster.packages import install_needed, root_archive, root_directory
+from tests.cluster.versions import (
+    AGENT_PACKAGES,
+    COREDNS_MODULE,
+    ENGINE_PACKAGES,
+    ETCD_MODULE,
+    KIND_MODULE,
+    KUBERNETES,
+    KUBERNETES_MODULE,
+    NODE_PACKAGES,
+    TOOL_PACKAGES,
+)
+
+NAME = "podwall"
+CONF = image.PROJECT / "conf"
+MANIFEST = CONF / "podwall.yaml"
+OUTSIDE = "podwall-outside"
+PROBE_IMAGE = "debian:bookworm-slim"  # conf/Dockerfile starts from it: pulled when a registry answers
+"""The container that stands for a machine outside the cluster."""
+PROXY_MODES = ("none", "iptables", "nftables")
+PLUGINS = ("podwall", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What kind of cluster is wanted: number of nodes, network plugin, kube-proxy's mode."""
+
+    nodes: int = 2
+    cni: str = "podwall"
+    kube_proxy: str = "none"
+
+    @classmethod
+    def from_environment(cls) -> "Settings":
+        """Read NODES, CNI and KUBE_PROXY; raise `Failed` naming what is allowed."""
+        nodes = os.environ.get("NODES") or "2"
+        found = cls(
+            int(nodes) if nodes.isdigit() else 0,
+            os.environ.get("CNI") or "podwall",
+            os.environ.get("KUBE_PROXY") or "none",
+        )
+        for name, value, allowed in (
+            ("NODES", found.nodes, range(1, 10)),
+            ("CNI", found.cni, PLUGINS),
+            ("KUBE_PROXY", found.kube_proxy, PROXY_MODES),
+        ):
+            if value not in allowed:
+                raise Failed(f"{name}={os.environ.get(name)}: allowed are {', '.join(map(str, allowed))}")
+        return found
+
+
+@cache
+def offline() -> bool:
+    """Say whether engine and images must be our own; PODWALL_KIND=plain or offline decides it."""
+    chosen = os.environ.get("PODWALL_KIND", "")
+    if chosen in ("plain", "offline"):
+        return chosen == "offline"
+    if chosen:
+        raise Failed(f"PODWALL_KIND={chosen}: allowed are plain, offline")
+    has_docker = shutil.which("docker") and succeeds(["docker", "info"])
+    return not (has_docker and succeeds(["docker", "pull", "--quiet", PROBE_IMAGE], limit=120))
+
+
+def environment() -> dict[str, str]:
+    """Return the environment for kind, docker and kubectl."""
+    return {"KUBECONFIG": str(kubeconfig()), **(engine.environment() if offline() else {})}
+
+
+def state() -> Path:
+    """Return the directory of the running cluster's files."""
+    return engine.STATE if offline() else root() / "plain"
+
+
+def kubeconfig() -> Path:
+    """Return the path of the running cluster's kubeconfig."""
+    return state() / "kubeconfig"
+
+
+def kind(*words: str | Path, limit: float = 300) -> str:
+    """Run kind."""
+    return run([programs(KIND_MODULE) / "kind", *words], env=environment(), limit=limit)
+
+
+def kubectl(*words: str | Path, limit: float = 60, stdin: bytes | None = None) -> str:
+    """Run kubectl against the cluster."""
+    return run([programs(KUBERNETES_MODULE) / "kubectl", *words], env=environment(), limit=limit, stdin=stdin)
+
+
+def docker(*words: str | Path, limit: float = 120, stdin: bytes | Path | None = None) -> str:
+    """Run docker with the engine that the cluster's nodes run on."""
+    return run(["docker", *words], env=environment(), limit=limit, stdin=stdin)
+
+
+def on_node(node: str, *words: str, limit: float = 60, stdin: bytes | None = None) -> str:
+    """Run a command on a node."""
+    return docker("exec", *(["--interactive"] if stdin is not None else []), node, *words, limit=limit, stdin=stdin)
+
+
+def outside(*words: str, limit: float = 60) -> str:
+    """Run a command on a machine outside the cluster that shares the nodes' link."""
+    return docker("exec", OUTSIDE, *words, limit=limit)
+
+
+def nodes() -> list[str]:
+    """List the nodes, control plane first."""
+    return sorted(kind("get", "nodes", "--name", NAME).split())
+
+
+def exists() -> bool:
+    """Say whether the cluster is there and answers."""
+    return (not offline() or engine.running()) and kubeconfig().exists() and succeeds(
+        [programs(KUBERNETES_MODULE) / "kubectl", "get", "--raw=/readyz"], env=environment()
+    )
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Hold the lock of what changes the cluster."""
+    root().mkdir(parents=True, exist_ok=True)
+    with locked(root() / ".lock-cluster"):
+        yield
+
+
+def build() -> None:
+    """Build everything that can be built beforehand: Go programs on one hand, Debian trees on the other."""
+    install_needed()
+    if not offline():
+        programs(KIND_MODULE)
+        programs(KUBERNETES_MODULE)
+        return
+    with ThreadPoolExecutor(2) as hands:
+        for future in [hands.submit(build_programs), hands.submit(build_trees)]:
+            future.result()
+    nodeimage.tree()
+
+
+def build_programs() -> None:
+    """Build all Go programs; `go` itself uses every core."""
+    for module in (KIND_MODULE, ETCD_MODULE, COREDNS_MODULE, KUBERNETES_MODULE):
+        programs(module)
+
+
+def build_trees() -> None:
+    """Build all root file systems."""
+    root_directory("engine", ENGINE_PACKAGES)
+    root_directory("node", NODE_PACKAGES)
+    root_archive("tools", TOOL_PACKAGES)
+    root_archive("agent", AGENT_PACKAGES)
+
+
+def up(settings: Settings) -> Path:
+    """Make the cluster, or bring the running one up to date; return its kubeconfig."""
+    build()
+    with alone():
+        if exists() and recorded() != dataclasses.asdict(settings):
+            say(f"the running cluster is another one ({recorded()}): it is replaced")
+            remove()
+        if not exists():
+            create(settings)
+        if settings.cni == "podwall":
+            deploy()
+            await_ready(settings)
+    return kubeconfig()
+
+
+def create(settings: Settings) -> None:
+    """Create the cluster, twice if need be."""
+    if offline():
+        engine.start()
+        load_node_image()
+    state().mkdir(parents=True, exist_ok=True)
+    try:
+        create_once(settings)
+    except Failed as error:
+        say(f"kind failed, once more: {error}")
+        create_once(settings)
+    if offline():
+        open_door()
+    start_outside()
+    (state() / "cluster.json").write_text(json.dumps(dataclasses.asdict(settings)))
+
+
+def create_once(settings: Settings) -> None:
+    """Remove what an earlier try left and create the cluster."""
+    kind("delete", "cluster", "--name", NAME)
+    with step(f"creating a cluster of {settings.nodes} nodes"):
+        config = state() / "kind.json"
+        config.write_text(json.dumps(kind_config(settings)))
+        words = ["create", "cluster", "--name", NAME, "--config", config, "--retain"]
+        kind(*words, *(["--image", node_image()] if offline() else []), limit=240)
+
+
+def kind_config(settings: Settings) -> dict[str, object]:
+    """Return conf/kind.yaml, changed only where the settings differ from it."""
+    config: dict[str, object] = yaml.safe_load((CONF / "kind.yaml").read_text())
+    config["networking"]["kubeProxyMode"] = settings.kube_proxy
+    config["nodes"] = [{"role": "control-plane"}, *[{"role": "worker"}] * (settings.nodes - 1)]
+    return config
+
+
+def node_image() -> str:
+    """Return the node image's name, which holds its content's key."""
+    return f"podwall-node:{nodeimage.tree().name.rsplit('-', 1)[1]}"
+
+
+def load_node_image() -> None:
+    """Bring the node image and agnhost into the engine where they are missing."""
+    if not engine.has_image(node_image()):
+        with step("loading the node image into the engine"):
+            engine.import_tree(nodeimage.tree(), node_image(), nodeimage.entrypoint())
+    if not engine.has_image(contents.agnhost_name()):
+        with step("loading the other images into the engine"):
+            engine.docker("load", "--input", contents.archive(), limit=300)
+
+
+def open_door() -> None:
+    """Make the API server's port answer in the host's own network too."""
+    config = yaml.safe_load(kubeconfig().read_text())
+    port = config["clusters"][0]["cluster"]["server"].rsplit(":", 1)[1]
+    with (state() / "forward.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.cluster.forward", port],
+            cwd=image.PROJECT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
+    assert process.stdout
+    if process.stdout.readline() != "ready\n":
+        raise Failed(f"the API server's port cannot be offered: {(state() / 'forward.log').read_text()}")
+    process.stdout.close()
+
+
+def start_outside() -> None:
+    """Start the machine outside the cluster: a container beside the nodes that serves like agnhost's Pods."""
+    docker("rm", "--force", OUTSIDE)
+    docker("run", "--detach", "--name", OUTSIDE, "--network", "kind", contents.agnhost_name(), "netexec", limit=300)
+
+
+def recorded() -> dict[str, object]:
+    """Return the running cluster's settings."""
+    path = state() / "cluster.json"
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def deploy() -> None:
+    """Bring podwall's image into the nodes and apply its manifest, as its users do."""
+    changed = load_podwall()
+    with step("applying conf/podwall.yaml"):
+        kubectl("apply", "-f", MANIFEST)
+        if changed:
+            kubectl("-n", "kube-system", "rollout", "restart", "daemonset/podwall")
+
+
+def load_podwall() -> bool:
+    """Load podwall's image where its content is new; say whether it was."""
+    if offline():
+        archive = image.archive()
+    else:
+        docker("build", "--tag", image.name(), "--file", CONF / "Dockerfile", image.PROJECT, limit=1200)
+        archive = Path(docker("image", "inspect", "--format", "{{.Id}}", image.name()).strip())
+    record = state() / "loaded"
+    if record.exists() and record.read_text() == str(archive):
+        return False
+    with step("loading podwall's image into the nodes"):
+        if offline():
+            kind("load", "image-archive", archive, "--name", NAME)
+        else:
+            kind("load", "docker-image", image.name(), "--name", NAME)
+    again = record.exists()
+    record.write_text(str(archive))
+    return again
+
+
+def await_ready(settings: Settings) -> None:
+    """Wait until podwall serves on every node, the nodes are Ready and, where Services work, CoreDNS answers."""
+    with step("waiting for podwall and the nodes"):
+        kubectl("-n", "kube-system", "rollout", "status", "daemonset/podwall", "--timeout=120s", limit=130)
+        kubectl("wait", "--for=condition=Ready", "nodes", "--all", "--timeout=60s", limit=70)
+        if settings.kube_proxy != "none":
+            kubectl("-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=120s", limit=130)
+
+
+def down() -> None:
+    """Remove the cluster and everything that was made for it but the cache."""
+    with alone():
+        remove()
+
+
+def remove() -> None:
+    """Remove the cluster."""
+    with step("removing the cluster"):
+        if not offline():
+            docker("rm", "--force", OUTSIDE)
+            kind("delete", "cluster", "--name", NAME)
+            shutil.rmtree(state(), ignore_errors=True)
+            return
+        if engine.running():
+            try:
+                docker("rm", "--force", OUTSIDE)
+                kind("delete", "cluster", "--name", NAME)
+                docker("volume", "prune", "--force")
+            except Failed as error:
+                say(f"kind cannot delete it: {error}")
+            engine.stop()
+        else:
+            engine.remove_leftovers()

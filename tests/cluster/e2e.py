@@ -1,0 +1,78 @@
+"""Upstream's own tests against the cluster: e2e.test with a focus, its own summary, and no success without a test."""
+
+import os
+import re
+import subprocess
+
+from tests.cluster import cluster, engine
+from tests.cluster.cluster import Settings
+from tests.cluster.console import Failed, say
+from tests.cluster.gobuild import programs
+from tests.cluster.versions import KUBERNETES_MODULE
+
+SUMMARY = re.compile(r"Ran (\d+) of \d+ Specs")
+SHOWN = re.compile(
+    r"^\S*(•|Ran \d|(SUCCESS|FAIL)!|PASS\b|FAIL\b|Summarizing|\[FAIL\]|\[TIMEDOUT\]|\[INTERRUPTED\]|Running Suite|Will run)"
+)
+
+
+def run_tests() -> int:
+    """Run the tests that FOCUS and SKIP select; return 0 only when at least one ran and none failed."""
+    focus = os.environ.get("FOCUS") or r"\[sig-network\] Networking.*Granular Checks: Pods"
+    started = not cluster.exists()
+    settings = Settings.from_environment()
+    if started:
+        cluster.up(settings)
+    try:
+        return judge(*stream(command(focus, os.environ.get("SKIP", ""), settings)))
+    finally:
+        if started:
+            cluster.down()
+
+
+def command(focus: str, skip: str, settings: Settings) -> list[str]:
+    """Return the command; it runs in the nodes' network, as some tests connect to node addresses themselves."""
+    return [
+        *(engine.inside() if cluster.offline() else []),
+        str(programs(KUBERNETES_MODULE) / "e2e.test"),
+        f"--kubeconfig={cluster.kubeconfig()}",
+        "--provider=skeleton",
+        "--disable-log-dump",
+        "--minStartupPods=0",
+        "--allowed-not-ready-nodes=0",
+        f"--num-nodes={settings.nodes}",
+        f"--ginkgo.focus={focus}",
+        *([f"--ginkgo.skip={skip}"] if skip else []),
+        "--ginkgo.no-color",
+        "--ginkgo.timeout=6h",
+    ]
+
+
+def stream(words: list[str]) -> tuple[int, int]:
+    """Run the tests, show their progress and summary lines; return exit status and number of tests run."""
+    log = cluster.state() / "e2e.log"
+    say(f"{' '.join(words[-8:])}: everything goes to {log}")
+    ran = 0
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            words, env={**os.environ, **cluster.environment()}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        assert process.stdout
+        try:
+            for line in process.stdout:
+                file.write(line)
+                if SHOWN.match(line):
+                    print(line, end="", flush=True)
+                if found := SUMMARY.search(line):
+                    ran = int(found[1])
+            return process.wait(), ran
+        finally:
+            process.kill()
+            process.wait()
+
+
+def judge(status: int, ran: int) -> int:
+    """Return the exit status for what was seen; raise `Failed` when no test ran."""
+    if status == 0 and ran == 0:
+        raise Failed("no test was run: FOCUS or SKIP selects none")
+    return status

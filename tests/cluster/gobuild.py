@@ -1,0 +1,107 @@
+"""Build Kubernetes, etcd, CoreDNS and kind from their Go modules.
+
+Each module is required by a small module made here, so that `go` checks it against the public checksum database and
+takes every dependency in the version the module itself asks for.
+"""
+
+import json
+import os
+import re
+import subprocess
+import time
+from pathlib import Path
+
+from tests.cluster.cache import digest, entry
+from tests.cluster.console import Failed, run, say
+from tests.cluster.versions import GO_MINIMUM, GoModule
+
+ENVIRONMENT = {"CGO_ENABLED": "0", "GOFLAGS": "-mod=mod -buildvcs=false", "GOWORK": "off"}
+BUILD_LIMIT = 45 * 60
+SAY_EVERY = 15
+
+
+def programs(module: GoModule) -> Path:
+    """Return the directory that holds the module's programs, built where missing."""
+    key = digest(module, ENVIRONMENT, go_version())
+    return entry(f"go-{module.name}-{module.version}", key, lambda place: build(module, place)) / "bin"
+
+
+def go_version() -> str:
+    """Return the toolchain's version; raise `Failed` when there is none or it is too old."""
+    try:
+        found = run(["go", "env", "GOVERSION"]).strip()
+    except OSError as error:
+        raise Failed("no Go toolchain: install Go 1.25 or newer and put `go` on the PATH") from error
+    number = re.match(r"go(\d+)\.(\d+)", found)
+    if not number or (int(number[1]), int(number[2])) < GO_MINIMUM:
+        raise Failed(f"Go {found} is too old: install Go {GO_MINIMUM[0]}.{GO_MINIMUM[1]} or newer")
+    return found
+
+
+def module_directory(module: GoModule) -> Path:
+    """Download the module's source and return where it lies."""
+    return Path(download(module, Path.cwd())["Dir"])
+
+
+def download(module: GoModule, cwd: Path) -> dict[str, str]:
+    """Download a module and return what `go` tells of it."""
+    words = ["go", "mod", "download", "-json", f"{module.path}@{module.version}"]
+    found: dict[str, str] = json.loads(run(words, limit=600, cwd=cwd, env={"GOWORK": "off"}))
+    return found
+
+
+def build(module: GoModule, place: Path) -> None:
+    """Build the module's programs into `place`/bin."""
+    programs = place / "bin"
+    programs.mkdir(parents=True)
+    write_module(module, place)
+    own = [package for package in module.packages if package]
+    if own:
+        words = [f"{module.path}/{package}" for package in own]
+        compile_packages(["build", *module.flags, "-o", f"{programs}/", *words], place, module.name)
+    if "" in module.packages:
+        compile_packages(["build", *module.flags, "-o", programs / module.name, module.path], place, module.name)
+    for package in module.test_packages:
+        output = programs / f"{Path(package).name}.test"
+        words = ["test", "-c", *module.flags, "-o", output, f"{module.path}/{package}"]
+        compile_packages(words, place, output.name)
+
+
+def write_module(module: GoModule, place: Path) -> None:
+    """Write the go.mod that requires the module.
+
+    A module that replaces parts of itself by folders of its own repository (Kubernetes' staging) publishes these parts
+    under the same minor and patch number, as v0.
+    """
+    (place / "go.mod").write_text(f"module podwall/cluster\n\ngo {module.go}\n")
+    requirements = Path(download(module, place)["GoMod"]).read_text()
+    parts = re.findall(r"^\s*(\S+) => \./staging/", requirements, re.MULTILINE)
+    replaced = "".join(f"replace {part} => {part} v0.{module.version.split('.', 1)[1]}\n" for part in parts)
+    text = f"module podwall/cluster\n\ngo {module.go}\n\nrequire {module.path} {module.version}\n\n{replaced}"
+    (place / "go.mod").write_text(text)
+
+
+def compile_packages(words: list[str | Path], cwd: Path, what: str) -> None:
+    """Run `go` and say from time to time how many packages it has compiled."""
+    argv = ["go", str(words[0]), "-v", *map(str, words[1:])]
+    begun = said = time.monotonic()
+    process = subprocess.Popen(
+        argv, cwd=cwd, env={**os.environ, **ENVIRONMENT}, stderr=subprocess.PIPE, text=True, process_group=0
+    )
+    lines: list[str] = []
+    try:
+        assert process.stderr
+        for line in process.stderr:
+            lines.append(line)
+            if time.monotonic() > said + SAY_EVERY:
+                said = time.monotonic()
+                say(f"{what}: {len(lines)} packages fetched or compiled, at {line.strip()}")
+            if time.monotonic() > begun + BUILD_LIMIT:
+                raise Failed(f"{what}: not built after {BUILD_LIMIT // 60} minutes")
+        status = process.wait()
+    except BaseException:
+        os.killpg(process.pid, 9)
+        process.wait()
+        raise
+    if status:
+        raise Failed(f"{' '.join(argv)}: exit {status}\n{''.join(lines[-30:])}")
