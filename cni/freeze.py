@@ -35,9 +35,14 @@ MODULES: Mapping[str, Path | None] = {
     "cni.wire": HERE / "wire.py",
     "cni.spec": HERE / "spec.py",
     "__main__": HERE / "__main__.py",
+    "encodings": None,
 }
-"""What is frozen, by the name it is imported as, in the order of import. The first only has to exist."""
-FUTURE = "annotations = None"
+"""What is frozen, by the name it is imported as; up to `__main__` in the order of import.
+
+`__future__` and `encodings` only have to be there: the one for `from __future__ import annotations`, the other for
+the interpreter when a decoding fails (UTF-8 itself is built in).
+"""
+PLACEHOLDER = "annotations = None"
 PACKAGES = ("cni",)
 BUILT_IN = ("_socket", "errno", "fcntl", "posix", "time")
 LIBRARIES = ("-lm", "-lz", "-lexpat", "-lutil", "-ldl", "-lpthread")
@@ -94,7 +99,8 @@ def modules_header() -> str:
         symbol = f"m_{name.replace('.', '_')}"
         arrays.append(f"static const unsigned char {symbol}[] = {{{','.join(map(str, data))}}};")
         entries.append(f'    {{"{name}", {symbol}, {len(data)}, {int(name in PACKAGES)}}},')
-    order = ", ".join(f'"{name}"' for name in MODULES)
+    names = list(MODULES)
+    order = ", ".join(f'"{name}"' for name in names[: names.index("__main__") + 1])
     return "\n".join(
         [
             *arrays,
@@ -109,7 +115,7 @@ def modules_header() -> str:
 
 
 def _compile(name: str, path: Path | None) -> CodeType:
-    source = FUTURE if path is None else path.read_text(encoding="utf-8")
+    source = PLACEHOLDER if path is None else path.read_text(encoding="utf-8")
     # -OO: no docstrings and no assertions; the name keeps the build apart from where it was made
     return compile(source, f"<frozen {name}>", "exec", dont_inherit=True, optimize=2)
 
