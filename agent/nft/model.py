@@ -278,8 +278,10 @@ class Match(Struct, frozen=True):
     right: "Key | frozenset[Key] | Named"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.right, Named):
-            force_setattr(self, "right", _settled(self.right))
+        if isinstance(self.right, frozenset):
+            force_setattr(self, "right", frozenset(map(settled, self.right)))
+        elif not isinstance(self.right, Named):
+            force_setattr(self, "right", settled(self.right))
 
 
 class Assign(Struct, frozen=True):
@@ -384,11 +386,19 @@ class TableName(NamedTuple):
     name: str
 
 
-class Name(NamedTuple):
-    """Where a chain or set is: its table, and its own name."""
+class ChainName(NamedTuple):
+    """Where a chain is: its table, and its own name."""
 
     table: TableName
     name: str
+
+
+class SetName(NamedTuple):
+    """Where a set or map is; `kind` keeps it apart from a chain of the same name."""
+
+    table: TableName
+    name: str
+    kind: Literal["set"] = "set"
 
 
 class Table(Struct, frozen=True, gc=False):
@@ -430,9 +440,9 @@ class Chain(Struct, frozen=True):
     hook: Hook | None = None
 
     @property
-    def id(self) -> Name:
+    def id(self) -> ChainName:
         """What names it in a ruleset."""
-        return Name(self.table, self.name)
+        return ChainName(self.table, self.name)
 
 
 class Set(Struct, frozen=True):
@@ -453,9 +463,9 @@ class Set(Struct, frozen=True):
     comment: str = ""
 
     @property
-    def id(self) -> Name:
+    def id(self) -> SetName:
         """What names it in a ruleset."""
-        return Name(self.table, self.name)
+        return SetName(self.table, self.name)
 
     @property
     def dynamic(self) -> bool:
@@ -466,23 +476,23 @@ class Set(Struct, frozen=True):
 class Element(Struct, frozen=True, gc=False):
     """One element of a set or map; a key or datum of several parts is a tuple."""
 
-    set: Name
+    set: SetName
     key: Key
     data: "Key | Verdict | None" = None
     comment: str = ""
 
     def __post_init__(self) -> None:
         if type(self.key) is tuple or isinstance(self.key, (Range, IPv4Network, IPv6Network)):
-            force_setattr(self, "key", _settled(self.key))
+            force_setattr(self, "key", settled(self.key))
 
     @property
-    def id(self) -> "tuple[Name, Key]":
+    def id(self) -> "tuple[SetName, Key]":
         """What names it in a ruleset."""
         return self.set, self.key
 
 
 Item: TypeAlias = Table | Chain | Set | Element
-ItemId: TypeAlias = TableName | Name | tuple[Name, Key]
+ItemId: TypeAlias = TableName | ChainName | SetName | tuple[SetName, Key]
 
 
 class Ruleset:
@@ -492,9 +502,9 @@ class Ruleset:
 
     def __init__(self, items: Iterable[Item] = ()) -> None:
         self.tables: dict[TableName, Table] = {}
-        self.chains: dict[Name, Chain] = {}
-        self.sets: dict[Name, Set] = {}
-        self.elements: dict[Name, dict[Key, Element]] = {}
+        self.chains: dict[ChainName, Chain] = {}
+        self.sets: dict[SetName, Set] = {}
+        self.elements: dict[SetName, dict[Key, Element]] = {}
         for item in items:
             self.add(item)
 
@@ -523,6 +533,16 @@ class Ruleset:
         else:
             self.tables.pop(item.id, None)
 
+    def get(self, name: ItemId) -> Item | None:
+        """The item of this name, or None."""
+        if isinstance(name, TableName):
+            return self.tables.get(name)
+        if isinstance(name, ChainName):
+            return self.chains.get(name)
+        if isinstance(name, SetName):
+            return self.sets.get(name)
+        return self.elements.get(name[0], {}).get(name[1])
+
     def items(self) -> Iterator[Item]:
         """All items, tables first and elements last."""
         yield from self.tables.values()
@@ -550,13 +570,9 @@ class Ruleset:
 # One form for one meaning
 
 
-def _settled(value: "Key | frozenset[Key]") -> "Key | frozenset[Key]":
-    """Give a value the form in which the kernel lists it: a network of one address is that address, ..."""
-    if isinstance(value, tuple):
-        return tuple(_scalar(part) for part in value)
-    if isinstance(value, frozenset):
-        return frozenset(_settled(member) for member in value)  # type: ignore[misc]  # members are keys
-    return _scalar(value)
+def settled(value: Key) -> Key:
+    """The value in the form in which the kernel lists it: a network of one address is that address, ..."""
+    return tuple(map(_scalar, value)) if isinstance(value, tuple) else _scalar(value)
 
 
 def _scalar(value: Scalar) -> Scalar:
