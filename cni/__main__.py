@@ -15,7 +15,6 @@ import fcntl
 import json
 import posix
 import sys
-import time
 
 from cni import spec, wire
 
@@ -149,7 +148,7 @@ def _exchange(request: spec.Request, message: wire.Request, netns: int | None) -
     """Return the agent's answer. Raises CniError."""
     unavailable = spec.NOT_AVAILABLE if request.command == spec.STATUS else spec.TRY_AGAIN_LATER
     unusable = spec.NOT_AVAILABLE if request.command == spec.STATUS else spec.FAILED
-    deadline = time.monotonic() + request.timeout
+    deadline = _now() + request.timeout
     try:
         frame = message.encode()
         connection = _connect(request.socket, deadline)
@@ -174,6 +173,11 @@ def _unreachable(cause: OSError, request: spec.Request) -> tuple[str, str]:
     return f"the agent cannot be asked on {request.socket}", str(cause)
 
 
+def _now() -> float:
+    """Return seconds of a clock that only goes forward; `time` would read the time zone for it."""
+    return posix.times().elapsed
+
+
 def _connect(path: str, deadline: float) -> _socket.socket:
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     _limit(connection, deadline)
@@ -183,7 +187,7 @@ def _connect(path: str, deadline: float) -> _socket.socket:
 
 def _limit(connection: _socket.socket, deadline: float) -> None:
     """Let every call on the connection end at the deadline with EAGAIN, connect() on a full backlog too."""
-    left = max(int((deadline - time.monotonic()) * 1_000_000), 1)
+    left = max(int((deadline - _now()) * 1_000_000), 1)
     long = 8 if sys.maxsize > 1 << 32 else 4
     timeval = b"".join(part.to_bytes(long, sys.byteorder) for part in divmod(left, 1_000_000))
     for option in (_socket.SO_SNDTIMEO, _socket.SO_RCVTIMEO):

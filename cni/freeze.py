@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import marshal
 import os
 import shutil
 import subprocess
@@ -24,7 +23,6 @@ import sysconfig
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import CodeType
 
 HERE = Path(__file__).parent
 MODULES: Mapping[str, Path | None] = {
@@ -39,12 +37,20 @@ MODULES: Mapping[str, Path | None] = {
 }
 """What is frozen, by the name it is imported as; up to `__main__` in the order of import.
 
-`__future__` and `encodings` only have to be there: the one for `from __future__ import annotations`, the other for
-the interpreter when a decoding fails (UTF-8 itself is built in).
+`__future__` and `encodings` only have to be there: the one for `from __future__ import annotations`, the
+other for the interpreter when a decoding fails (UTF-8 itself is built in).
 """
-PLACEHOLDER = "annotations = None"
+COMPILE = """
+import marshal, sys
+for argument in sys.argv[1:]:
+    name, _, path = argument.partition("=")
+    source = open(path, encoding="utf-8").read() if path else "annotations = None"
+    # as -OO: no docstrings, no assertions; a file name that does not tell where it was built
+    code = compile(source, f"<frozen {name}>", "exec", dont_inherit=True, optimize=2)
+    print(name, marshal.dumps(code).hex())
+"""
 PACKAGES = ("cni",)
-BUILT_IN = ("_socket", "errno", "fcntl", "posix", "time")
+BUILT_IN = ("_socket", "errno", "fcntl", "posix")
 LIBRARIES = ("-lm", "-lz", "-lexpat", "-lutil", "-ldl", "-lpthread")
 ARCHIVES = {"libc.a": "libc6-dev", "libz.a": "zlib1g-dev", "libexpat.a": "libexpat1-dev"}
 """What is linked besides the interpreter, and the packages it is in."""
@@ -94,8 +100,7 @@ def freeze(output: Path, cache: Path) -> None:
 def modules_header() -> str:
     """Return modules.h: every module compiled and marshalled, as the C arrays that the launcher expects."""
     arrays, entries = [], []
-    for name, path in MODULES.items():
-        data = marshal.dumps(_compile(name, path))
+    for name, data in _marshalled().items():
         symbol = f"m_{name.replace('.', '_')}"
         arrays.append(f"static const unsigned char {symbol}[] = {{{','.join(map(str, data))}}};")
         entries.append(f'    {{"{name}", {symbol}, {len(data)}, {int(name in PACKAGES)}}},')
@@ -114,10 +119,14 @@ def modules_header() -> str:
     )
 
 
-def _compile(name: str, path: Path | None) -> CodeType:
-    source = PLACEHOLDER if path is None else path.read_text(encoding="utf-8")
-    # -OO: no docstrings and no assertions; the name keeps the build apart from where it was made
-    return compile(source, f"<frozen {name}>", "exec", dont_inherit=True, optimize=2)
+def _marshalled() -> Mapping[str, bytes]:
+    """Return every module compiled, by a fresh interpreter: marshal shows what else refers to a string."""
+    arguments = [f"{name}={path or ''}" for name, path in MODULES.items()]
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", COMPILE, *arguments], capture_output=True, check=True
+    )
+    lines = (line.split() for line in done.stdout.decode().splitlines())
+    return {name: bytes.fromhex(data) for name, data in lines}
 
 
 def _interpreter() -> tuple[Path, Path]:
