@@ -1,11 +1,12 @@
 """A Pod's bandwidth limits as queueing disciplines of devices that only the node can reach.
 
     to the Pod     routed --> [tbf] podwallXXXXXXXX --> eth0
-    from the Pod   eth0 --> podwallXXXXXXXX ingress --u32, mirred--> [tbf] podwalliXXXXXXX --> back to ingress, routed
+    from the Pod   eth0 --> podwallXXXXXXXX --u32, mirred--> [tbf] podwalliXXXXXXX --> back, routed
 
-A limit inside the Pod's own namespace would be the Pod's to remove, given NET_ADMIN, and a policer drops where a
-queue would wait; so what the Pod sends is queued on an ifb device of its own, and comes back with the link as its
-incoming device: nftables sees no difference. u32 is the one filter that every kernel with traffic control has.
+A limit inside the Pod's own namespace would be the Pod's to remove, given NET_ADMIN, and a policer drops
+where a queue would wait; so what the Pod sends is queued on an ifb device of its own, and comes back with
+the link as its incoming device: nftables sees no difference. u32 is the one filter that every kernel with
+traffic control has.
 
 Pure. Layouts: linux/pkt_sched.h, linux/pkt_cls.h, linux/tc_act/tc_mirred.h.
 """

@@ -5,9 +5,9 @@
       +--------------+-------------------------------------+   past what it finds in use or resting
                         freed --> rests --> given again, the longest freed first
 
-So an address comes back as late as the range allows, and giving one costs the same in a /28 as in a /64. The
-network address is never given (it is the node's own on the VXLAN device, and IPv6's anycast for routers), nor
-IPv4's broadcast address.
+So an address comes back as late as the range allows, and giving one costs the same in a /28 as in a /64.
+The network address is never given (it is the node's own on the VXLAN device, and IPv6's anycast for
+routers), nor IPv4's broadcast address.
 
 Pure: times are seconds of one monotonic clock, given by the caller.
 """
@@ -120,7 +120,7 @@ class Addresses:
         return {str(r.cidr): (len(r.used), len(r.resting), _size(r.cidr)) for r in self._ranges}
 
     def set_cidrs(self, cidrs: Sequence[IPNetwork]) -> None:
-        """Give from these ranges from now on; what is in use stays so. Raises BadCidrsError, changing nothing."""
+        """Give from these ranges from now on; what is in use stays so. Raises BadCidrsError."""
         check_cidrs(cidrs)
         used = self.used
         resting = self._resting_elsewhere | {

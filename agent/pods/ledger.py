@@ -4,20 +4,24 @@
     ADD answers     attach    the Pod is on the network
     link is gone    release   its addresses rest; nobody gets them until `freed` is long enough ago
 
-Killed between two of these, the agent finds at its next start what was half-made: a reserved row was never
-answered. The schema itself refuses an address or a link name twice. WAL with synchronous=NORMAL: a commit outlives
-the process at once, and the power only from the next checkpoint on, which is enough, for no Pod's link outlives the
-power. So a commit costs 20 to 60 microseconds, and gathering several would gain nothing. A damaged file is set
-aside, never repaired: the links that exist say more (see `Attachments.recover`).
+Killed between two of these, the agent finds at its next start what was half-made: a reserved row was
+never answered. The schema itself refuses an address or a link name twice. WAL with synchronous=NORMAL: a
+commit outlives the process at once, and the power only from the next checkpoint on, which is enough, for
+no Pod's link outlives the power. So a commit costs 20 to 60 microseconds, and gathering several would
+gain nothing. A damaged file is set aside, never repaired: the links that exist say more (see
+`Attachments.recover`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict
 from enum import Enum
@@ -72,6 +76,8 @@ ON CONFLICT (address) DO UPDATE SET attachment = excluded.attachment, freed = NU
 """
 
 _Result = TypeVar("_Result")
+
+log = logging.getLogger(__name__)
 
 
 class Cause(Enum):
@@ -330,3 +336,32 @@ def _row(fields: Sequence[object], addresses: dict[int, list[IPAddress]]) -> Row
         bandwidth=Bandwidth(**json.loads(str(limits))) if limits else None,
     )
     return Row(attachment, state == "attached")
+
+
+class LedgerThread:
+    """Has a ledger's calls done one after another by a thread, so that a slow disk stops nobody else.
+
+    `known` tells what must be in the ledger: a file that turns out damaged is written anew from it.
+    """
+
+    def __init__(self, ledger: Ledger, known: Callable[[], Sequence[Row]]) -> None:
+        self._ledger = ledger
+        self._known = known
+        self._thread = ThreadPoolExecutor(1, "podwall-ledger")
+
+    async def run(self, call: Callable[[Ledger], _Result]) -> _Result:
+        """Have it called with the ledger. Raises LedgerError."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._thread, call, self._ledger)
+        except LedgerError as error:
+            if error.cause is not Cause.DAMAGED:
+                raise
+            log.error("event=ledger-damaged error=%r: written anew from memory", str(error))
+        await loop.run_in_executor(self._thread, self._ledger.rebuild, tuple(self._known()))
+        return await loop.run_in_executor(self._thread, call, self._ledger)
+
+    async def close(self) -> None:
+        """Close the ledger when all calls are done."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._ledger.close)
+        self._thread.shutdown()

@@ -1,9 +1,10 @@
 """A Pod's attachment to its node: known before anything is made, and what everything is made from.
 
-Names and hardware addresses follow from container and interface, so that nothing has to be asked of the kernel:
+Names and hardware addresses follow from container and interface, so that nothing has to be asked of the
+kernel:
 
     container_id/ifname --sha256--> podwallXXXXXXXX   the link's host end
-                                    podwalliXXXXXXX   the device that shapes what the Pod sends, if anything does
+                                    podwalliXXXXXXX   the device that shapes what the Pod sends, if any
                                     02:..:..          hardware addresses of both ends
 """
 
@@ -22,6 +23,8 @@ IPAddress: TypeAlias = IPv4Address | IPv6Address
 
 LINK_NAME = re.compile(r"podwall[0-9a-f]{8}")
 """Host ends of Pod links; no other device of podwall is named so."""
+
+SHAPER_NAME = re.compile(r"podwalli[0-9a-f]{7}")
 
 GATEWAYS: dict[int, IPAddress] = {4: IPv4Address("169.254.1.1"), 6: IPv6Address("fe80::1")}
 """The Pod's next hop in each family: nobody's address; a permanent neighbour entry leads to the host end."""

@@ -1,11 +1,11 @@
 """Rtnetlink in bytes: the few messages that wire a Pod, and a socket that sends many of them at once.
 
-    [setlink up][newaddr][newroute]...  --one send-->  kernel  --an acknowledgement each-->  first error, if any
+    [setlink up][newaddr][newroute]...  --one send-->  kernel  --an answer each-->  first error, if any
 
-The kernel works through a batch before the send returns, so a Pod's whole side costs two system calls. Written
-out here because it is on every Pod's way: building one such message with pyroute2's classes takes 40 to 165
-microseconds (a Pod needs 17), here 2 to 5.
-Layouts: linux/netlink.h, linux/rtnetlink.h, linux/if_link.h, linux/neighbour.h, linux/pkt_sched.h.
+The kernel works through a batch before the send returns, so a Pod's whole side costs two system calls.
+Written out here because it is on every Pod's way: building one such message with pyroute2's classes takes
+40 to 165 microseconds (a Pod needs 17), here 2 to 5. Layouts: linux/netlink.h, linux/rtnetlink.h,
+linux/if_link.h, linux/neighbour.h, linux/pkt_sched.h.
 """
 
 from __future__ import annotations
@@ -306,7 +306,7 @@ def _number(value: bytes | None, default: int = 0) -> int:
 
 
 class Rtnetlink:
-    """A socket to the rtnetlink of the namespace that the calling thread is in now; for one thread at a time."""
+    """A socket to the rtnetlink of the namespace of the calling thread; for one thread at a time."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(

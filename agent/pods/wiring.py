@@ -1,19 +1,20 @@
 """What a Pod's link is made of, in the kernel's terms.
 
     node's namespace                                     Pod's namespace
-    podwallXXXXXXXX  host_mac                            eth0  mac, 10.244.1.5/32, fd00::5/128, no others
-      10.244.1.5 dev podwallX scope link, proto 112        169.254.1.1 dev eth0 scope link; default via it
+    podwallXXXXXXXX  host_mac                            eth0  mac, 10.244.1.5/32, fd00::5/128
+      10.244.1.5 dev podwallXXXXXXXX scope link            169.254.1.1 dev eth0 scope link, default via it
       10.244.1.5 lladdr mac PERMANENT                      169.254.1.1 lladdr host_mac PERMANENT
-      fd00::5 alike                                        default via fe80::1, fe80::1 lladdr host_mac PERMANENT
+      fd00::5 alike                                        default via fe80::1, alike
 
-Neither end asks for a neighbour, listens to router advertisements or makes up an address, and no address waits for
-duplicate detection: all of it is usable when `attach` returns. The pair is made from the node's namespace with the
-peer born in the Pod's; the Pod's side is done by a thread that enters the namespace with setns for that time. The
-node's namespace is the one this was made in; nothing here reads /sys, whose mount may show another.
+Neither end asks for a neighbour, listens to router advertisements or makes up an address, and no address
+waits for duplicate detection: all of it is usable when `attach` returns. The pair is made from the node's
+namespace with the peer born in the Pod's; the Pod's side is done by a thread that enters the namespace
+with setns for that time. The node's namespace is the one this was made in; nothing here reads /sys, whose
+mount may show another.
 
-A link goes in two steps, because the kernel needs 16 ms to be rid of one or of a hundred: `retire` takes it out of
-the datapath at once, `remove` deletes all retired ones together. A link's group tells retired ones, also from the
-agent's former life.
+A link goes in two steps, because the kernel needs 16 ms to be rid of one or of a hundred: `retire` takes
+it out of the datapath at once, `remove` deletes all retired ones together. A link's group tells retired
+ones, also from the agent's former life.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import fcntl
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from agent.pods import bandwidth, rtnetlink
-from agent.pods.model import GATEWAYS, LINK_NAME, Attachment, IPAddress, shaper_name
+from agent.pods.model import GATEWAYS, LINK_NAME, SHAPER_NAME, Attachment, IPAddress, shaper_name
 from agent.pods.rtnetlink import Link, Request, Rtnetlink, RtnetlinkError
 from cni.spec import AttachmentKey
 
@@ -81,6 +82,7 @@ class Wiring:
     def __init__(self, sysctl: Path = Path("/proc/sys")) -> None:
         self._sysctl = sysctl
         self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self._group_is_ours = False
         self._sockets: list[Rtnetlink] = []
         self._local = threading.local()
         self._workers = ThreadPoolExecutor(_THREADS, "podwall-wiring", self._begin_thread)
@@ -123,6 +125,10 @@ class Wiring:
     async def find(self) -> list[FoundLink]:
         """All Pod links of the node. Raises WiringError."""
         return await self._in(self._workers, self._find)
+
+    async def retire_shapers(self, links: Collection[str]) -> None:
+        """Retire the shaping devices that belong to none of these links. Raises WiringError."""
+        await self._in(self._workers, self._retire_shapers, links)
 
     async def exists(self, link: str) -> bool:
         """Whether there is such a device, retired or not."""
@@ -215,7 +221,7 @@ class Wiring:
                 )
         except RtnetlinkError as error:
             raise WiringError(
-                f"{error}: bandwidth limits need sch_tbf, sch_ingress, cls_u32, act_mirred and ifb of the kernel"
+                f"{error}: bandwidth limits need sch_tbf, sch_ingress, cls_u32, act_mirred and ifb"
             ) from error
 
     def _restore(self, attachment: Attachment) -> None:
@@ -269,13 +275,28 @@ class Wiring:
             if error and error.errno != errno.ENODEV:
                 raise error
 
+    def _retire_shapers(self, links: Collection[str]) -> None:
+        wanted = {shaper_name(link) for link in links}
+        orphans = [
+            link.name
+            for link in self._host.links()
+            if link.kind == "ifb" and SHAPER_NAME.fullmatch(link.name) and link.name not in wanted
+        ]
+        self._host.ask(*(rtnetlink.set_down_into_group(name, RETIRED) for name in orphans))
+
     def _remove(self) -> None:
-        foreign = [link.name for link in self._host.links() if link.group == RETIRED and not _is_ours(link)]
-        if foreign:
-            raise WiringError(f"{foreign[0]} is in link group {RETIRED:#x}, which is podwall's: move it out")
+        if not self._group_is_ours:
+            self._refuse_foreign_links()
+            self._group_is_ours = True
         (error,) = self._host.outcomes(rtnetlink.delete_group(RETIRED))
         if error and error.errno != errno.ENODEV:
             raise error
+
+    def _refuse_foreign_links(self) -> None:
+        """The group's number is as good as ours, but another's link must not go with it."""
+        for link in self._host.links():
+            if link.group == RETIRED and not link.name.startswith("podwall"):
+                raise WiringError(f"device {link.name} is in link group {RETIRED:#x}, podwall's: move it out")
 
     # Looking
 
@@ -423,10 +444,6 @@ def _found(link: Link, addresses: Iterable[IPAddress], mac: str) -> FoundLink:
 
 def _is_pod_link(link: Link) -> bool:
     return link.kind == "veth" and LINK_NAME.fullmatch(link.name) is not None
-
-
-def _is_ours(link: Link) -> bool:
-    return link.name.startswith("podwall")
 
 
 def _index(name: str) -> int | None:
