@@ -12,13 +12,13 @@
 NODES=3, CNI=none, KUBE_PROXY=nftables or iptables come from the environment.
 """
 
+import os
 import signal
 import subprocess
 import sys
-import os
 
 from tests.cluster import cluster, image
-from tests.cluster.console import Failed, say
+from tests.cluster.console import ClusterError, say
 from tests.cluster.e2e import run_tests
 from tests.cluster.gobuild import programs
 from tests.cluster.versions import KUBERNETES_MODULE
@@ -59,7 +59,7 @@ def passed_on(words: list[str]) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except Failed as error:
+    except ClusterError as error:
         say(f"failed: {error}")
         sys.exit(1)
     except KeyboardInterrupt:

@@ -1,7 +1,7 @@
 """Where built things stay: one entry per name, version and content, complete or absent.
 
-An entry is built under a temporary name and renamed when whole, so that a build killed at any moment leaves nothing
-that could be taken for a result. One lock per entry lets several builders run at once.
+An entry is built under a temporary name and renamed when whole, so that a build killed at any moment leaves
+nothing that could be taken for a result. One lock per entry lets several builders run at once.
 """
 
 import contextlib
@@ -25,7 +25,8 @@ def root() -> Path:
 
 
 def digest(*parts: object) -> str:
-    """Return a short name for the content of the parts; files are read, other things are taken as they print."""
+    """Return a short name for the content of the parts; files are read, other things are taken as they
+    print."""
     whole = hashlib.sha256()
     for part in parts:
         content = part.read_bytes() if isinstance(part, Path) else repr(part).encode()

@@ -1,7 +1,7 @@
 """A Kubernetes cluster made by kind, with or without podwall: up, down, and what is needed to talk to it.
 
-Where Docker and an image registry can be reached, kind is used as users use it. Elsewhere the same kind runs on an
-engine and a node image of our own. Both start from conf/kind.yaml and conf/podwall.yaml.
+Where Docker and an image registry can be reached, kind is used as users use it. Elsewhere the same kind runs
+on an engine and a node image of our own. Both start from conf/kind.yaml and conf/podwall.yaml.
 """
 
 import contextlib
@@ -16,12 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from tests.cluster import contents, engine, image, nodeimage
 from tests.cluster.cache import locked, root
-from tests.cluster.console import Failed, run, say, step, succeeds, wait_for
+from tests.cluster.console import ClusterError, run, say, step, succeeds
 from tests.cluster.gobuild import programs
 from tests.cluster.packages import install_needed, root_archive, root_directory
 from tests.cluster.versions import (
@@ -30,7 +31,6 @@ from tests.cluster.versions import (
     ENGINE_PACKAGES,
     ETCD_MODULE,
     KIND_MODULE,
-    KUBERNETES,
     KUBERNETES_MODULE,
     NODE_PACKAGES,
     TOOL_PACKAGES,
@@ -40,8 +40,9 @@ NAME = "podwall"
 CONF = image.PROJECT / "conf"
 MANIFEST = CONF / "podwall.yaml"
 OUTSIDE = "podwall-outside"
-PROBE_IMAGE = "debian:bookworm-slim"  # conf/Dockerfile starts from it: pulled when a registry answers
 """The container that stands for a machine outside the cluster."""
+PROBE_IMAGE = "debian:bookworm-slim"
+"""What conf/Dockerfile starts from: where this can be pulled, everything else can."""
 PROXY_MODES = ("none", "iptables", "nftables")
 PLUGINS = ("podwall", "none")
 
@@ -56,7 +57,7 @@ class Settings:
 
     @classmethod
     def from_environment(cls) -> "Settings":
-        """Read NODES, CNI and KUBE_PROXY; raise `Failed` naming what is allowed."""
+        """Read NODES, CNI and KUBE_PROXY; raise `ClusterError` naming what is allowed."""
         nodes = os.environ.get("NODES") or "2"
         found = cls(
             int(nodes) if nodes.isdigit() else 0,
@@ -69,7 +70,9 @@ class Settings:
             ("KUBE_PROXY", found.kube_proxy, PROXY_MODES),
         ):
             if value not in allowed:
-                raise Failed(f"{name}={os.environ.get(name)}: allowed are {', '.join(map(str, allowed))}")
+                raise ClusterError(
+                    f"{name}={os.environ.get(name)}: allowed are {', '.join(map(str, allowed))}"
+                )
         return found
 
 
@@ -80,7 +83,7 @@ def offline() -> bool:
     if chosen in ("plain", "offline"):
         return chosen == "offline"
     if chosen:
-        raise Failed(f"PODWALL_KIND={chosen}: allowed are plain, offline")
+        raise ClusterError(f"PODWALL_KIND={chosen}: allowed are plain, offline")
     has_docker = shutil.which("docker") and succeeds(["docker", "info"])
     return not (has_docker and succeeds(["docker", "pull", "--quiet", PROBE_IMAGE], limit=120))
 
@@ -117,7 +120,9 @@ def docker(*words: str | Path, limit: float = 120, stdin: bytes | Path | None = 
 
 def on_node(node: str, *words: str, limit: float = 60, stdin: bytes | None = None) -> str:
     """Run a command on a node."""
-    return docker("exec", *(["--interactive"] if stdin is not None else []), node, *words, limit=limit, stdin=stdin)
+    return docker(
+        "exec", *(["--interactive"] if stdin is not None else []), node, *words, limit=limit, stdin=stdin
+    )
 
 
 def outside(*words: str, limit: float = 60) -> str:
@@ -132,8 +137,10 @@ def nodes() -> list[str]:
 
 def exists() -> bool:
     """Say whether the cluster is there and answers."""
-    return (not offline() or engine.running()) and kubeconfig().exists() and succeeds(
-        [programs(KUBERNETES_MODULE) / "kubectl", "get", "--raw=/readyz"], env=environment()
+    return (
+        (not offline() or engine.running())
+        and kubeconfig().exists()
+        and succeeds([programs(KUBERNETES_MODULE) / "kubectl", "get", "--raw=/readyz"], env=environment())
     )
 
 
@@ -195,7 +202,7 @@ def create(settings: Settings) -> None:
     state().mkdir(parents=True, exist_ok=True)
     try:
         create_once(settings)
-    except Failed as error:
+    except ClusterError as error:
         say(f"kind failed, once more: {error}")
         create_once(settings)
     if offline():
@@ -210,13 +217,15 @@ def create_once(settings: Settings) -> None:
     with step(f"creating a cluster of {settings.nodes} nodes"):
         config = state() / "kind.json"
         config.write_text(json.dumps(kind_config(settings)))
-        words = ["create", "cluster", "--name", NAME, "--config", config, "--retain"]
-        kind(*words, *(["--image", node_image()] if offline() else []), limit=240)
+        words: list[str | Path] = ["create", "cluster", "--name", NAME, "--config", config, "--retain"]
+        if offline():
+            words += ["--image", node_image()]
+        kind(*words, limit=240)
 
 
-def kind_config(settings: Settings) -> dict[str, object]:
+def kind_config(settings: Settings) -> dict[str, Any]:
     """Return conf/kind.yaml, changed only where the settings differ from it."""
-    config: dict[str, object] = yaml.safe_load((CONF / "kind.yaml").read_text())
+    config: dict[str, Any] = yaml.safe_load((CONF / "kind.yaml").read_text())
     config["networking"]["kubeProxyMode"] = settings.kube_proxy
     config["nodes"] = [{"role": "control-plane"}, *[{"role": "worker"}] * (settings.nodes - 1)]
     return config
@@ -253,14 +262,26 @@ def open_door() -> None:
         )
     assert process.stdout
     if process.stdout.readline() != "ready\n":
-        raise Failed(f"the API server's port cannot be offered: {(state() / 'forward.log').read_text()}")
+        raise ClusterError(
+            f"the API server's port cannot be offered: {(state() / 'forward.log').read_text()}"
+        )
     process.stdout.close()
 
 
 def start_outside() -> None:
     """Start the machine outside the cluster: a container beside the nodes that serves like agnhost's Pods."""
     docker("rm", "--force", OUTSIDE)
-    docker("run", "--detach", "--name", OUTSIDE, "--network", "kind", contents.agnhost_name(), "netexec", limit=300)
+    docker(
+        "run",
+        "--detach",
+        "--name",
+        OUTSIDE,
+        "--network",
+        "kind",
+        contents.agnhost_name(),
+        "netexec",
+        limit=300,
+    )
 
 
 def recorded() -> dict[str, object]:
@@ -299,12 +320,15 @@ def load_podwall() -> bool:
 
 
 def await_ready(settings: Settings) -> None:
-    """Wait until podwall serves on every node, the nodes are Ready and, where Services work, CoreDNS answers."""
+    """Wait until podwall serves on every node, the nodes are Ready and, where Services work, CoreDNS
+    answers."""
     with step("waiting for podwall and the nodes"):
         kubectl("-n", "kube-system", "rollout", "status", "daemonset/podwall", "--timeout=120s", limit=130)
         kubectl("wait", "--for=condition=Ready", "nodes", "--all", "--timeout=60s", limit=70)
         if settings.kube_proxy != "none":
-            kubectl("-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=120s", limit=130)
+            kubectl(
+                "-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=120s", limit=130
+            )
 
 
 def down() -> None:
@@ -326,7 +350,7 @@ def remove() -> None:
                 docker("rm", "--force", OUTSIDE)
                 kind("delete", "cluster", "--name", NAME)
                 docker("volume", "prune", "--force")
-            except Failed as error:
+            except ClusterError as error:
                 say(f"kind cannot delete it: {error}")
             engine.stop()
         else:

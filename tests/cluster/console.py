@@ -1,4 +1,5 @@
-"""What the cluster's builder says and runs: progress lines, programs with a time limit, and waits that say what for."""
+"""What the cluster's builder says and runs: progress lines, programs with a time limit, and waits that say
+what for."""
 
 import contextlib
 import os
@@ -18,7 +19,7 @@ TAIL_LINES = 30
 _line = threading.Lock()
 
 
-class Failed(Exception):
+class ClusterError(Exception):
     """A step could not be done; the message names it and what to do."""
 
 
@@ -45,9 +46,11 @@ def run(
     cwd: Path | None = None,
     stdin: bytes | Path | None = None,
 ) -> str:
-    """Run a program and return its standard output; raise `Failed` with its words when it fails or lasts too long.
+    """Run a program and return its standard output; raise `ClusterError` with its words when it fails or
+    lasts too long.
 
-    `limit` is in seconds; the program and its children are ended when it is over. `env` is added to the environment.
+    `limit` is in seconds; the program and its children are ended when it is over. `env` is added to the
+    environment.
     """
     source = stdin.open("rb") if isinstance(stdin, Path) else None
     process = subprocess.Popen(
@@ -65,7 +68,7 @@ def run(
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         if isinstance(error, subprocess.TimeoutExpired):
-            raise Failed(f"{shlex.join(map(str, argv))}: not finished after {limit:.0f} s") from error
+            raise ClusterError(f"{shlex.join(map(str, argv))}: not finished after {limit:.0f} s") from error
         raise
     finally:
         if source:
@@ -73,7 +76,7 @@ def run(
     if process.returncode:
         words = (err + out).decode(errors="replace").strip().splitlines()[-TAIL_LINES:]
         command = shlex.join(map(str, argv))
-        raise Failed(f"{command[:300]}: exit {process.returncode}\n" + "\n".join(words))
+        raise ClusterError(f"{command[:300]}: exit {process.returncode}\n" + "\n".join(words))
     return out.decode(errors="replace")
 
 
@@ -81,19 +84,20 @@ def succeeds(argv: Sequence[str | Path], *, limit: float = 20, env: Mapping[str,
     """Say whether a program ends well within the limit."""
     try:
         run(argv, limit=limit, env=env)
-    except (Failed, OSError):
+    except (ClusterError, OSError):
         return False
     return True
 
 
 def wait_for(what: str, look: Callable[[], T], *, limit: float, every: float = 0.2) -> T:
-    """Look until the answer is true and return it; raise `Failed` naming what was awaited after `limit` seconds."""
+    """Look until the answer is true and return it; raise `ClusterError` naming what was awaited after `limit`
+    seconds."""
     begun = time.monotonic()
     said = begun + 3
     while not (answer := look()):
         now = time.monotonic()
         if now - begun > limit:
-            raise Failed(f"waited {limit:.0f} s in vain for {what}")
+            raise ClusterError(f"waited {limit:.0f} s in vain for {what}")
         if now > said:
             say(f"waiting for {what} ({now - begun:.0f} of at most {limit:.0f} s)")
             said = now + 10

@@ -6,7 +6,7 @@ Their names are never written down here: kubeadm and e2e.test are asked for the 
 from pathlib import Path
 
 from tests.cluster.cache import digest, entry
-from tests.cluster.console import Failed, run
+from tests.cluster.console import ClusterError, run
 from tests.cluster.gobuild import module_directory, programs
 from tests.cluster.images import Content, Folder, Image, Link, write_archive, write_layer
 from tests.cluster.packages import root_archive
@@ -44,10 +44,10 @@ def test_names() -> list[str]:
 
 
 def names(listed: list[str], *wanted: str) -> tuple[str, ...]:
-    """Pick the listed image names whose last word is wanted; raise `Failed` when there is none."""
+    """Pick the listed image names whose last word is wanted; raise `ClusterError` when there is none."""
     found = tuple(name for name in listed if name.rsplit(":", 1)[0].rsplit("/", 1)[1] in wanted)
     if not found:
-        raise Failed(f"no image is called {' or '.join(wanted)} in this version of Kubernetes")
+        raise ClusterError(f"no image is called {' or '.join(wanted)} in this version of Kubernetes")
     return found
 
 
@@ -102,7 +102,9 @@ def system_images(work: Path) -> list[Image]:
         for each in ("kube-apiserver", "kube-controller-manager", "kube-scheduler")
     ]
     found.append(static(work, "etcd", programs(ETCD_MODULE) / "etcd", names(listed, "etcd")))
-    found.append(static(work, "coredns", programs(COREDNS_MODULE) / "coredns", names(listed, "coredns"), "coredns"))
+    found.append(
+        static(work, "coredns", programs(COREDNS_MODULE) / "coredns", names(listed, "coredns"), "coredns")
+    )
     found.append(static(work, "pause-image", pause, names(listed, "pause"), "pause"))
     proxy = layer(work, "kube-proxy", {"usr/local/bin/kube-proxy": kubernetes / "kube-proxy"})
     found.append(Image(names(listed, "kube-proxy"), (tools(), proxy), ("/usr/local/bin/kube-proxy",)))
@@ -110,7 +112,8 @@ def system_images(work: Path) -> list[Image]:
 
 
 def test_images(work: Path) -> list[Image]:
-    """Return what upstream's network tests ask for: agnhost, which also stands in for its smaller relatives."""
+    """Return what upstream's network tests ask for: agnhost, which also stands in for its smaller
+    relatives."""
     listed = test_names()
     kubernetes = programs(KUBERNETES_MODULE)
     porter = module_directory(KUBERNETES_MODULE) / "test/images/agnhost/porter"

@@ -1,19 +1,25 @@
-"""Upstream's own tests against the cluster: e2e.test with a focus, its own summary, and no success without a test."""
+"""Upstream's own tests against the cluster: e2e.test with a focus, its own summary, and no success without a
+test."""
 
 import os
 import re
+import shlex
+import socket
 import subprocess
 
 from tests.cluster import cluster, engine
+from tests.cluster.cache import root
 from tests.cluster.cluster import Settings
-from tests.cluster.console import Failed, say
+from tests.cluster.console import ClusterError, say
 from tests.cluster.gobuild import programs
 from tests.cluster.versions import KUBERNETES_MODULE
 
 SUMMARY = re.compile(r"Ran (\d+) of \d+ Specs")
 SHOWN = re.compile(
-    r"^\S*(•|Ran \d|(SUCCESS|FAIL)!|PASS\b|FAIL\b|Summarizing|\[FAIL\]|\[TIMEDOUT\]|\[INTERRUPTED\]|Running Suite|Will run)"
+    r"^\s*(• |Ran \d|(SUCCESS|FAIL)!|PASS\b|FAIL\b|Summarizing|\[(FAIL|PANICKED|TIMEDOUT|INTERRUPTED)\]"
+    r"|Will run|\[sig-\S+\] \S)"
 )
+NEEDS_SCTP = r"\[Feature:SCTPConnectivity\]"
 
 
 def run_tests() -> int:
@@ -24,14 +30,26 @@ def run_tests() -> int:
     if started:
         cluster.up(settings)
     try:
-        return judge(*stream(command(focus, os.environ.get("SKIP", ""), settings)))
+        return judge(*stream(command(focus, skipped(), settings)))
     finally:
         if started:
             cluster.down()
 
 
+def skipped() -> str:
+    """Return SKIP, and what this machine's kernel cannot do, which is said."""
+    skip = os.environ.get("SKIP", "")
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP).close()
+    except OSError:
+        say(f"this kernel has no SCTP sockets: tests that connect over SCTP are skipped ({NEEDS_SCTP})")
+        return "|".join(filter(None, [skip, NEEDS_SCTP]))
+    return skip
+
+
 def command(focus: str, skip: str, settings: Settings) -> list[str]:
-    """Return the command; it runs in the nodes' network, as some tests connect to node addresses themselves."""
+    """Return the command; it runs in the nodes' network, as some tests connect to node addresses
+    themselves."""
     return [
         *(engine.inside() if cluster.offline() else []),
         str(programs(KUBERNETES_MODULE) / "e2e.test"),
@@ -44,18 +62,23 @@ def command(focus: str, skip: str, settings: Settings) -> list[str]:
         f"--ginkgo.focus={focus}",
         *([f"--ginkgo.skip={skip}"] if skip else []),
         "--ginkgo.no-color",
+        "--ginkgo.v",
         "--ginkgo.timeout=6h",
     ]
 
 
 def stream(words: list[str]) -> tuple[int, int]:
     """Run the tests, show their progress and summary lines; return exit status and number of tests run."""
-    log = cluster.state() / "e2e.log"
-    say(f"{' '.join(words[-8:])}: everything goes to {log}")
+    log = root() / "e2e.log"
+    say(f"{shlex.join(word for word in words if 'ginkgo.' in word)}: every word of it goes to {log}")
     ran = 0
     with log.open("w") as file:
         process = subprocess.Popen(
-            words, env={**os.environ, **cluster.environment()}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            words,
+            env={**os.environ, **cluster.environment()},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         assert process.stdout
         try:
@@ -67,12 +90,12 @@ def stream(words: list[str]) -> tuple[int, int]:
                     ran = int(found[1])
             return process.wait(), ran
         finally:
-            process.kill()
+            process.terminate()
             process.wait()
 
 
 def judge(status: int, ran: int) -> int:
-    """Return the exit status for what was seen; raise `Failed` when no test ran."""
+    """Return the exit status for what was seen; raise `ClusterError` when no test ran."""
     if status == 0 and ran == 0:
-        raise Failed("no test was run: FOCUS or SKIP selects none")
+        raise ClusterError("no test was run: FOCUS or SKIP selects none")
     return status

@@ -1,8 +1,10 @@
-"""A container engine of our own, in namespaces of its own, on machines that have none or reach no image registry.
+"""A container engine of our own, in namespaces of its own, on machines that have none or reach no image
+registry.
 
-Debian's Docker runs from a cached directory tree, uninstalled, in a network, mount and process namespace. The network
-namespace is named, and the name is the only record needed: whatever runs in it is ours, and its first process takes
-everything with it when it ends. The host's own network, nftables and processes are never touched.
+Debian's Docker runs from a cached directory tree, uninstalled, in a network, mount and process namespace. The
+network namespace is named, and the name is the only record needed: whatever runs in it is ours, and its first
+process takes everything with it when it ends. The host's own network, nftables and processes are never
+touched.
 """
 
 import json
@@ -14,7 +16,7 @@ import time
 from pathlib import Path
 
 from tests.cluster.cache import mounts_below, remove, root
-from tests.cluster.console import Failed, run, say, step, succeeds, wait_for
+from tests.cluster.console import ClusterError, run, say, step, succeeds, wait_for
 from tests.cluster.packages import root_directory
 from tests.cluster.versions import ENGINE_PACKAGES
 
@@ -51,7 +53,7 @@ def start() -> None:
     with step("starting the container engine"):
         try:
             launch(data)
-        except Failed as error:
+        except ClusterError as error:
             say(f"the engine did not start, once more with empty storage: {error}")
             remove_leftovers()
             remove(data)
@@ -67,7 +69,16 @@ def launch(data: Path) -> None:
     shutil.copy(HERE / "runtime.sh" if lacks_capability() else tree / "usr/sbin/runc", STATE / "runtime")
     (STATE / "runtime").chmod(0o755)
     run(["ip", "netns", "add", NAME])
-    words = ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    words = [
+        "unshare",
+        "--mount",
+        "--propagation",
+        "private",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+    ]
     with (STATE / "engine.log").open("wb") as log:
         process = subprocess.Popen(
             [*inside(), *words, "sh", HERE / "engine.sh", tree, STATE, data],
@@ -80,7 +91,7 @@ def launch(data: Path) -> None:
     def answers() -> bool:
         if process.poll() is not None:
             last = (STATE / "engine.log").read_text(errors="replace").splitlines()[-15:]
-            raise Failed("the container engine ended:\n" + "\n".join(last))
+            raise ClusterError("the container engine ended:\n" + "\n".join(last))
         return running()
 
     wait_for("the container engine's answer", answers, limit=60)
@@ -88,7 +99,9 @@ def launch(data: Path) -> None:
 
 def lacks_capability() -> bool:
     """Say whether this machine's processes may not have CAP_SYS_RESOURCE."""
-    status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":\t" in line)
+    status = dict(
+        line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":\t" in line
+    )
     return not int(status["CapBnd"], 16) & SYS_RESOURCE
 
 
@@ -98,7 +111,7 @@ def stop() -> None:
         os.kill(pid, signal.SIGTERM)
     try:
         wait_for("the container engine's end", lambda: not first_processes(), limit=30)
-    except Failed:
+    except ClusterError:
         say("the container engine does not end by itself: it is killed")
     remove_leftovers()
 
@@ -142,7 +155,8 @@ def is_zombie(process: Path) -> bool:
 
 
 def first_processes() -> list[int]:
-    """List the members that are the first process of a process namespace: there is one while the engine runs."""
+    """List the members that are the first process of a process namespace: there is one while the engine
+    runs."""
     found = []
     for pid in members():
         try:
@@ -185,7 +199,15 @@ def has_image(name: str) -> bool:
 
 def import_tree(tree: Path, name: str, entrypoint: list[str]) -> None:
     """Make an image of a directory, streaming it into the engine."""
-    tar = ["tar", "--create", "--numeric-owner", "--exclude=./proc/*", "--exclude=./sys/*", "--exclude=./dev/*", "."]
+    tar = [
+        "tar",
+        "--create",
+        "--numeric-owner",
+        "--exclude=./proc/*",
+        "--exclude=./sys/*",
+        "--exclude=./dev/*",
+        ".",
+    ]
     change = f"ENTRYPOINT {json.dumps(entrypoint)}"
     words = ["docker", "import", "--change", change, "--change", "ENV container=docker", "-", name]
     pack = subprocess.Popen(tar, cwd=tree, stdout=subprocess.PIPE)
@@ -199,7 +221,7 @@ def import_tree(tree: Path, name: str, entrypoint: list[str]) -> None:
             stdout=subprocess.DEVNULL,
         )
         if pack.wait():
-            raise Failed(f"{tree}: cannot be packed")
+            raise ClusterError(f"{tree}: cannot be packed")
     finally:
         pack.kill()
         pack.wait()

@@ -1,9 +1,11 @@
-"""A door into the engine's network: connections to a local port of the host are carried to the same port inside.
+"""A door into the engine's network: connections to a local port of the host are carried to the same port
+inside.
 
     python -m tests.cluster.forward PORT
 
-The listening socket is opened in the caller's network namespace; then the process moves into the engine's, where it
-stays, and makes its connections there. It ends with the engine, whose clean-up ends every process in its namespace.
+The listening socket is opened in the caller's network namespace; then the process moves into the engine's,
+where it stays, and makes its connections there. It ends with the engine, whose clean-up ends every process in
+its namespace.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """Build Kubernetes, etcd, CoreDNS and kind from their Go modules.
 
-Each module is required by a small module made here, so that `go` checks it against the public checksum database and
-takes every dependency in the version the module itself asks for.
+Each module is required by a small module made here, so that `go` checks it against the public checksum
+database and takes every dependency in the version the module itself asks for.
 """
 
 import json
@@ -9,10 +9,11 @@ import os
 import re
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.cluster.cache import digest, entry
-from tests.cluster.console import Failed, run, say
+from tests.cluster.console import ClusterError, run, say
 from tests.cluster.versions import GO_MINIMUM, GoModule
 
 ENVIRONMENT = {"CGO_ENABLED": "0", "GOFLAGS": "-mod=mod -buildvcs=false", "GOWORK": "off"}
@@ -27,14 +28,14 @@ def programs(module: GoModule) -> Path:
 
 
 def go_version() -> str:
-    """Return the toolchain's version; raise `Failed` when there is none or it is too old."""
+    """Return the toolchain's version; raise `ClusterError` when there is none or it is too old."""
     try:
         found = run(["go", "env", "GOVERSION"]).strip()
     except OSError as error:
-        raise Failed("no Go toolchain: install Go 1.25 or newer and put `go` on the PATH") from error
+        raise ClusterError("no Go toolchain: install Go 1.25 or newer and put `go` on the PATH") from error
     number = re.match(r"go(\d+)\.(\d+)", found)
     if not number or (int(number[1]), int(number[2])) < GO_MINIMUM:
-        raise Failed(f"Go {found} is too old: install Go {GO_MINIMUM[0]}.{GO_MINIMUM[1]} or newer")
+        raise ClusterError(f"Go {found} is too old: install Go {GO_MINIMUM[0]}.{GO_MINIMUM[1]} or newer")
     return found
 
 
@@ -60,18 +61,21 @@ def build(module: GoModule, place: Path) -> None:
         words = [f"{module.path}/{package}" for package in own]
         compile_packages(["build", *module.flags, "-o", f"{programs}/", *words], place, module.name)
     if "" in module.packages:
-        compile_packages(["build", *module.flags, "-o", programs / module.name, module.path], place, module.name)
+        compile_packages(
+            ["build", *module.flags, "-o", programs / module.name, module.path], place, module.name
+        )
     for package in module.test_packages:
         output = programs / f"{Path(package).name}.test"
-        words = ["test", "-c", *module.flags, "-o", output, f"{module.path}/{package}"]
-        compile_packages(words, place, output.name)
+        compile_packages(
+            ["test", "-c", *module.flags, "-o", output, f"{module.path}/{package}"], place, output.name
+        )
 
 
 def write_module(module: GoModule, place: Path) -> None:
     """Write the go.mod that requires the module.
 
-    A module that replaces parts of itself by folders of its own repository (Kubernetes' staging) publishes these parts
-    under the same minor and patch number, as v0.
+    A module that replaces parts of itself by folders of its own repository (Kubernetes' staging) publishes
+    these parts under the same minor and patch number, as v0.
     """
     (place / "go.mod").write_text(f"module podwall/cluster\n\ngo {module.go}\n")
     requirements = Path(download(module, place)["GoMod"]).read_text()
@@ -81,7 +85,7 @@ def write_module(module: GoModule, place: Path) -> None:
     (place / "go.mod").write_text(text)
 
 
-def compile_packages(words: list[str | Path], cwd: Path, what: str) -> None:
+def compile_packages(words: Sequence[str | Path], cwd: Path, what: str) -> None:
     """Run `go` and say from time to time how many packages it has compiled."""
     argv = ["go", str(words[0]), "-v", *map(str, words[1:])]
     begun = said = time.monotonic()
@@ -97,11 +101,11 @@ def compile_packages(words: list[str | Path], cwd: Path, what: str) -> None:
                 said = time.monotonic()
                 say(f"{what}: {len(lines)} packages fetched or compiled, at {line.strip()}")
             if time.monotonic() > begun + BUILD_LIMIT:
-                raise Failed(f"{what}: not built after {BUILD_LIMIT // 60} minutes")
+                raise ClusterError(f"{what}: not built after {BUILD_LIMIT // 60} minutes")
         status = process.wait()
     except BaseException:
         os.killpg(process.pid, 9)
         process.wait()
         raise
     if status:
-        raise Failed(f"{' '.join(argv)}: exit {status}\n{''.join(lines[-30:])}")
+        raise ClusterError(f"{' '.join(argv)}: exit {status}\n{''.join(lines[-30:])}")

@@ -1,4 +1,5 @@
-"""podwall's own image, made offline: Debian with Python and nftables, the dependencies, the wheel, the CNI binary.
+"""podwall's own image, made offline: Debian with Python and nftables, the dependencies, the wheel, the CNI
+binary.
 
     root file system   cached by its packages
     dependencies       cached by requirements.lock
@@ -54,9 +55,18 @@ def build_dependencies(lock: Path, place: Path) -> None:
     work = place.with_name(f"{place.name}-site")
     remove(work)
     machine = PLATFORMS[architecture()]
-    words: list[str | Path] = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    words: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+    ]
     words += ["--target", work, "--only-binary=:all:", f"--python-version={PYTHON}", "--implementation=cp"]
-    words += [f"--platform=manylinux_2_{minor}_{machine}" for minor in (17, 28, 34)] + ["--platform=manylinux2014_x86_64"]
+    words += [f"--platform=manylinux_2_{minor}_{machine}" for minor in (17, 28, 34)] + [
+        "--platform=manylinux2014_x86_64"
+    ]
     run([*words, "--no-deps", "--require-hashes", "-r", lock], limit=600)
     remove(work / "bin")
     write_layer(place, site_files(work))
@@ -66,8 +76,11 @@ def build_dependencies(lock: Path, place: Path) -> None:
 def site_files(site: Path) -> dict[str, Content]:
     """Name a directory's files as they lie in the image, compiled where this Python is the image's."""
     if sys.version_info[:2] == tuple(map(int, PYTHON.split("."))):
-        words = ["-m", "compileall", "-q", "-j0", "--invalidation-mode=unchecked-hash", "-s", site, "-p", f"/{SITE}", site]
-        run([sys.executable, *words], limit=300)
+        options = ["-q", "-j0", "--invalidation-mode=unchecked-hash"]
+        run(
+            [sys.executable, "-m", "compileall", *options, "-s", site, "-p", f"/{SITE}", site],
+            limit=300,
+        )
     return {f"{SITE}/{path.relative_to(site)}": path for path in site.rglob("*") if path.is_file()}
 
 
@@ -103,7 +116,12 @@ def build_own(place: Path) -> None:
         path.write_text(SCRIPT.format(module=module, function=function))
         path.chmod(0o755)
         files[f"usr/local/bin/{script}"] = path
-    run([sys.executable, "-m", "cni.freeze", work / "cni"], cwd=PROJECT, limit=300, env={"PYTHONPATH": str(PROJECT)})
+    run(
+        [sys.executable, "-m", "cni.freeze", work / "cni"],
+        cwd=PROJECT,
+        limit=300,
+        env={"PYTHONPATH": str(PROJECT)},
+    )
     files["opt/podwall/podwall"] = work / "cni"
     write_layer(place, files)
     remove(work)

@@ -1,5 +1,5 @@
-"""Container images as files, made without an engine: layers are tar files, an archive is what `docker load` and
-containerd read. Nothing in them depends on the clock, so that the same content is the same image."""
+"""Container images as files, made without an engine: layers are tar files, an archive is what `docker load`
+and containerd read. Nothing in them depends on the clock, so that the same content is the same image."""
 
 import hashlib
 import io
@@ -85,7 +85,9 @@ def write_archive(place: Path, images: Iterable[Image]) -> None:
             config = json.dumps(configuration(image, layers)).encode()
             name = f"{hashlib.sha256(config).hexdigest()}.json"
             add(tar, name, config)
-            manifest.append({"Config": name, "RepoTags": list(image.names), "Layers": [f"{each}.tar" for each in layers]})
+            manifest.append(
+                {"Config": name, "RepoTags": list(image.names), "Layers": [f"{each}.tar" for each in layers]}
+            )
         add(tar, "manifest.json", json.dumps(manifest).encode())
 
 

@@ -1,8 +1,9 @@
-"""A kind node as a directory: Debian, containerd and kubelet, set up by kind's own files, with the cluster's images.
+"""A kind node as a directory: Debian, containerd and kubelet, set up by kind's own files, with the cluster's
+images.
 
-kind's files are taken from its module in the Go module cache. What differs from kind's own build is what this kind of
-machine asks for: no distribution sysctls (in a node /proc/sys is the host's), no negative OOM scores (they need a
-capability that sandboxes lack), and cgroup v1 inside the nodes where the host has both kinds.
+kind's files are taken from its module in the Go module cache. What differs from kind's own build is what this
+kind of machine asks for: no distribution sysctls (in a node /proc/sys is the host's), no negative OOM scores
+(they need a capability that sandboxes lack), and cgroup v1 inside the nodes where the host has both kinds.
 """
 
 import json
@@ -11,7 +12,7 @@ import shutil
 from pathlib import Path
 
 from tests.cluster.cache import digest, entry
-from tests.cluster.console import Failed, run
+from tests.cluster.console import ClusterError, run
 from tests.cluster.contents import archive, pause_name
 from tests.cluster.gobuild import module_directory, programs
 from tests.cluster.packages import root_directory
@@ -45,7 +46,8 @@ IMPORT_SCRIPT = """
 mount -t proc proc /proc
 containerd >/tmp/containerd.log 2>&1 &
 for try in $(seq 100); do ctr version >/dev/null 2>&1 && break; sleep 0.2; done
-ctr -n k8s.io images import --all-platforms --no-unpack --digests /tmp/images || { cat /tmp/containerd.log; exit 1; }
+ctr -n k8s.io images import --all-platforms --no-unpack --digests /tmp/images ||
+  { cat /tmp/containerd.log; exit 1; }
 for name in $(ctr -n k8s.io images list -q | grep -v @sha256); do
   ctr -n k8s.io images label "$name" io.cri-containerd.pinned=pinned
 done
@@ -64,7 +66,8 @@ def tree() -> Path:
 def entrypoint() -> list[str]:
     """Return what a node starts: kind's entrypoint, then systemd.
 
-    On a host with both cgroup hierarchies systemd must keep to v1: the v2 hierarchy would be shared by all nodes.
+    On a host with both cgroup hierarchies systemd must keep to v1: the v2 hierarchy would be shared by all
+    nodes.
     """
     words = ["/usr/local/bin/entrypoint", "/sbin/init"]
     if not Path("/sys/fs/cgroup/cgroup.controllers").exists():
@@ -141,10 +144,12 @@ def configure_containerd(place: Path) -> None:
 
 
 def edit(path: Path, pattern: str, replacement: str) -> None:
-    """Replace exactly one place in a file; raise `Failed` when kind's file has changed."""
+    """Replace exactly one place in a file; raise `ClusterError` when kind's file has changed."""
     text, count = re.subn(pattern, replacement, path.read_text(), flags=re.MULTILINE)
     if count != 1:
-        raise Failed(f"{path.name}: {pattern} is there {count} times, expected once: kind's files have changed")
+        raise ClusterError(
+            f"{path.name}: {pattern} is there {count} times, expected once: kind's files have changed"
+        )
     path.write_text(text)
 
 

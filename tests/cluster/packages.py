@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from tests.cluster.cache import digest, entry
-from tests.cluster.console import Failed, run, say
+from tests.cluster.console import ClusterError, run, say
 from tests.cluster.versions import DEBIAN
 
 # program that is looked for -> package that brings it
@@ -26,7 +26,7 @@ def install_needed() -> None:
     if not missing:
         return
     if os.geteuid() != 0 or not shutil.which("apt-get"):
-        raise Failed(f"missing programs: install the Debian packages {' '.join(missing)}")
+        raise ClusterError(f"missing programs: install the Debian packages {' '.join(missing)}")
     say(f"installing Debian packages: {' '.join(missing)}")
     run(["apt-get", "update", "-qq"], limit=300)
     words = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *" ".join(missing).split()]

@@ -25,8 +25,8 @@ KUBERNETES_LINK_FLAGS = " ".join(
 class GoModule:
     """Programs that one Go module holds.
 
-    `packages` are built and named by their last word, the module's own package ("") by `name`; `test_packages` are
-    compiled as NAME.test. `go` is the language version of the module that requires it.
+    `packages` are built and named by their last word, the module's own package ("") by `name`;
+    `test_packages` are compiled as NAME.test. `go` is the language version of the module that requires it.
     """
 
     name: str
