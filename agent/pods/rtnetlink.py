@@ -338,6 +338,8 @@ class Rtnetlink:
 
     def outcomes(self, *requests: Request) -> list[RtnetlinkError | None]:
         """Have all requests done, in order; say of each how it went."""
+        if not requests:
+            return []
         first = self._sequence + 1
         self._sequence += len(requests)
         self._socket.send(
