@@ -16,9 +16,8 @@ A set or chain that is made anew takes along the chains and elements that refer 
 Elements change singly, so the cost is the size of the change.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
-from typing import NamedTuple, TypeAlias, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
 from agent.nft import render
 from agent.nft.model import (
@@ -93,9 +92,33 @@ def _differ_in_elements(
             changes[after.id] = Change(None, after)
 
 
+class Command(NamedTuple):
+    """One command of a transaction; `add rule` stands for all rules of a chain, in order."""
+
+    word: Literal[
+        "add table",
+        "flush chain",
+        "delete element",
+        "delete set",
+        "delete chain",
+        "add chain",
+        "add set",
+        "add element",
+        "add rule",
+        "delete table",
+    ]
+    of: Table | Chain | Set
+    elements: tuple[Element, ...] = ()
+
+
 def transaction(changes: Changes, want: Ruleset) -> str:
-    """The commands that bring the changes about, "" when there are none; `want` is the ruleset after them."""
-    return "".join(line + "\n" for line in _commands(_Sorted(changes, want)))
+    """The text that brings the changes about, "" when there are none; `want` is the ruleset after them."""
+    return "".join(f"{line}\n" for command in commands(changes, want) for line in _lines(command))
+
+
+def commands(changes: Changes, want: Ruleset) -> list[Command]:
+    """What `transaction` says, as values."""
+    return list(_commands(_Sorted(changes, want)))
 
 
 class _Sorted:
@@ -189,31 +212,47 @@ class _Sorted:
         self.old_elements = {name: each for name, each in self.old_elements.items() if name.table not in gone}
 
 
-def _commands(todo: _Sorted) -> Iterator[str]:
-    yield from map(render.add_table, todo.new_tables)
-    yield from (f"flush chain {render.path(name)}" for name in todo.flushed)
+def _commands(todo: _Sorted) -> Iterator[Command]:
+    yield from (Command("add table", each) for each in todo.new_tables)
+    yield from (Command("flush chain", each) for each in todo.flushed.values())
     for name, elements in todo.old_elements.items():
         if name not in todo.old_sets:
-            yield from _in_batches(render.delete_elements, todo.want.sets[name], elements)
-    yield from (
-        f"delete {render.set_or_map(each)} {render.path(name)}" for name, each in todo.old_sets.items()
-    )
-    yield from (f"delete chain {render.path(chain.id)}" for chain in todo.old_chains)
-    yield from map(render.add_chain, todo.new_chains)
-    yield from map(render.add_set, todo.new_sets.values())
+            yield Command("delete element", todo.want.sets[name], tuple(elements))
+    yield from (Command("delete set", each) for each in todo.old_sets.values())
+    yield from (Command("delete chain", each) for each in todo.old_chains)
+    yield from (Command("add chain", each) for each in todo.new_chains)
+    yield from (Command("add set", each) for each in todo.new_sets.values())
     for name, elements in todo.new_elements.items():
-        yield from _in_batches(render.add_elements, todo.want.sets[name], elements)
-    for chain in todo.filled.values():
-        yield from render.add_rules(chain)
-    yield from (f"delete table {render.table_name(table.id)}" for table in todo.old_tables)
+        yield Command("add element", todo.want.sets[name], tuple(elements))
+    yield from (Command("add rule", each) for each in todo.filled.values())
+    yield from (Command("delete table", each) for each in todo.old_tables)
 
 
-def _in_batches(
-    command: Callable[[Set, Iterable[Element]], str], of: Set, elements: list[Element]
-) -> Iterator[str]:
-    rest = iter(elements)
-    while batch := list(islice(rest, ELEMENTS_PER_COMMAND)):
-        yield command(of, batch)
+def _lines(command: Command) -> Iterator[str]:
+    match command:
+        case ("add table", Table() as table, _):
+            yield render.add_table(table)
+        case ("add chain", Chain() as chain, _):
+            yield render.add_chain(chain)
+        case ("add set", Set() as made, _):
+            yield render.add_set(made)
+        case ("add rule", Chain() as chain, _):
+            yield from render.add_rules(chain)
+        case ("add element", Set() as made, elements):
+            yield from (render.add_elements(made, batch) for batch in _batches(elements))
+        case ("delete element", Set() as made, elements):
+            yield from (render.delete_elements(made, batch) for batch in _batches(elements))
+        case ("delete set", Set() as made, _):
+            yield f"delete {render.set_or_map(made)} {render.path(made.id)}"
+        case ("flush chain" | "delete chain" as word, Chain() as chain, _):
+            yield f"{word} {render.path(chain.id)}"
+        case ("delete table", Table() as table, _):
+            yield f"delete table {render.table_name(table.id)}"
+
+
+def _batches(elements: tuple[Element, ...]) -> Iterator[tuple[Element, ...]]:
+    for start in range(0, len(elements), ELEMENTS_PER_COMMAND):
+        yield elements[start : start + ELEMENTS_PER_COMMAND]
 
 
 # What refers to what

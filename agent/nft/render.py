@@ -60,6 +60,13 @@ COMMENT_BYTES = 127  # the kernel keeps 128 with the terminating zero
 INTERFACE_BYTES = 15
 LOG_PREFIX_BYTES = 127
 
+# Words of nft's grammar that would make good names, but cannot be any.
+_RESERVED = re.compile(
+    "accept|add|all|arp|bridge|chain|comment|continue|counter|ct|delete|dnat|drop|element|exists|fib|flags|goto|"
+    "handle|hook|icmp|icmpv6|igmp|inet|ip|ip6|jump|limit|list|log|map|mark|masquerade|meta|missing|netdev|none|"
+    "notrack|numgen|policy|priority|queue|quota|random|redirect|reject|reset|return|rule|sctp|set|size|snat|"
+    "table|tcp|th|timeout|type|udp|update|vmap"
+)
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,199}")
 _WORD = re.compile(r"[a-z][a-z0-9_-]*( [a-z][a-z0-9_-]*)?")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
@@ -144,6 +151,8 @@ def name(text: str) -> str:
     """A name of a table, chain or set, as it stands."""
     if not _NAME.fullmatch(text):
         raise ValueError(f"{text!r} cannot name a table, chain or set: letters, digits, '_', '.' and '-' can")
+    if _RESERVED.fullmatch(text):
+        raise ValueError(f"{text!r} is a word of nft and cannot name a table, chain or set")
     return text
 
 
