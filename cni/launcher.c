@@ -4,6 +4,7 @@
  * order in which they must be there. Nothing is read from the file system.
  */
 #include <Python.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "modules.h"
@@ -17,6 +18,18 @@ static int fail(void)
     if (write(STDOUT_FILENO, broken, sizeof broken - 1) < 0)
         return FAILED + 1;
     return FAILED;
+}
+
+/* Most of the data segment is written during the start: to have it at once instead of page by page saves a tenth of
+ * the processor time. Linux 5.14; older ones refuse, which does not matter. */
+static void populate_data(void)
+{
+#ifdef MADV_POPULATE_WRITE
+    extern char __data_start[], _end[];
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t first = (uintptr_t)__data_start & ~(page - 1);
+    madvise((void *)first, (uintptr_t)_end - first, MADV_POPULATE_WRITE);
+#endif
 }
 
 /* The interpreter's own phase: builtins, sys and the frozen importer. The second phase would look for a prefix, load
@@ -44,6 +57,7 @@ static PyStatus start(void)
 
 int main(void)
 {
+    populate_data();
     PyImport_FrozenModules = modules;
     if (PyStatus_Exception(start()))
         return fail();
