@@ -136,12 +136,16 @@ def nodes() -> list[str]:
 
 
 def exists() -> bool:
-    """Say whether the cluster is there and answers."""
-    return (
-        (not offline() or engine.running())
-        and kubeconfig().exists()
-        and succeeds([programs(KUBERNETES_MODULE) / "kubectl", "get", "--raw=/readyz"], env=environment())
-    )
+    """Say whether the cluster is there and answers; the door to it is opened again should it be shut."""
+    if not (state() / "cluster.json").exists() or (offline() and not engine.running()):
+        return False
+    look: list[str | Path] = [programs(KUBERNETES_MODULE) / "kubectl", "get", "--raw=/readyz"]
+    if succeeds(look, env=environment()):
+        return True
+    if not offline() or not succeeds([*engine.inside(), *look], env=environment()):
+        return False
+    open_door()
+    return True
 
 
 @contextlib.contextmanager
@@ -237,13 +241,22 @@ def node_image() -> str:
 
 
 def load_node_image() -> None:
-    """Bring the node image and agnhost into the engine where they are missing."""
+    """Bring the images of nodes and of the outside machine into the engine; remove older ones."""
     if not engine.has_image(node_image()):
         with step("loading the node image into the engine"):
             engine.import_tree(nodeimage.tree(), node_image(), nodeimage.entrypoint())
-    if not engine.has_image(contents.agnhost_name()):
-        with step("loading the other images into the engine"):
+    if not engine.has_image(outside_image()):
+        with step("loading agnhost into the engine"):
             engine.docker("load", "--input", contents.archive(), limit=300)
+            engine.docker("tag", contents.agnhost_name(), outside_image())
+    engine.remove_images("podwall-*", {node_image(), outside_image()})
+
+
+def outside_image() -> str:
+    """Return the image of the outside machine, agnhost's."""
+    if not offline():
+        return contents.agnhost_name()
+    return f"podwall-outside:{contents.archive().name.rsplit('-', 1)[1]}"
 
 
 def open_door() -> None:
@@ -271,17 +284,8 @@ def open_door() -> None:
 def start_outside() -> None:
     """Start the machine outside the cluster: a container beside the nodes that serves like agnhost's Pods."""
     docker("rm", "--force", OUTSIDE)
-    docker(
-        "run",
-        "--detach",
-        "--name",
-        OUTSIDE,
-        "--network",
-        "kind",
-        contents.agnhost_name(),
-        "netexec",
-        limit=300,
-    )
+    words = ["run", "--detach", "--name", OUTSIDE, "--network", "kind", outside_image(), "netexec"]
+    docker(*words, limit=300)
 
 
 def recorded() -> dict[str, object]:

@@ -4,6 +4,7 @@ what for."""
 import contextlib
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from typing import TypeVar
 T = TypeVar("T")
 STARTED = time.monotonic()
 TAIL_LINES = 30
+ENDS_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
+"""Words before a command: when this process is killed, so is the command."""
 _line = threading.Lock()
 
 
@@ -52,13 +55,16 @@ def run(
     `limit` is in seconds; the program and its children are ended when it is over. `env` is added to the
     environment.
     """
+    environment = {**os.environ, **(env or {})}
+    if not shutil.which(argv[0], path=environment["PATH"]):
+        raise ClusterError(f"{argv[0]}: there is no such program")
     source = stdin.open("rb") if isinstance(stdin, Path) else None
     process = subprocess.Popen(
-        [str(word) for word in argv],
+        [*ENDS_WITH_US, *map(str, argv)],
         stdin=source or (subprocess.PIPE if isinstance(stdin, bytes) else subprocess.DEVNULL),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, **(env or {})},
+        env=environment,
         cwd=cwd,
         process_group=0,
     )

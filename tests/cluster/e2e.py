@@ -10,7 +10,7 @@ import subprocess
 from tests.cluster import cluster, engine
 from tests.cluster.cache import root
 from tests.cluster.cluster import Settings
-from tests.cluster.console import ClusterError, say
+from tests.cluster.console import ENDS_WITH_US, ClusterError, say
 from tests.cluster.gobuild import programs
 from tests.cluster.versions import KUBERNETES_MODULE
 
@@ -74,7 +74,7 @@ def stream(words: list[str]) -> tuple[int, int]:
     ran = 0
     with log.open("w") as file:
         process = subprocess.Popen(
-            words,
+            [*ENDS_WITH_US, *words],
             env={**os.environ, **cluster.environment()},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

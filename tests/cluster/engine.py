@@ -197,6 +197,14 @@ def has_image(name: str) -> bool:
     return bool(docker("images", "--quiet", name).strip())
 
 
+def remove_images(pattern: str, keep: set[str]) -> None:
+    """Remove the images whose repository fits the pattern but that are not kept, and nameless layers."""
+    listed = docker("images", "--format", "{{.Repository}}:{{.Tag}}", pattern).split()
+    for name in set(listed) - keep:
+        docker("rmi", "--force", name)
+    docker("image", "prune", "--force")
+
+
 def import_tree(tree: Path, name: str, entrypoint: list[str]) -> None:
     """Make an image of a directory, streaming it into the engine."""
     tar = [

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.cluster.cache import digest, entry
-from tests.cluster.console import ClusterError, run, say
+from tests.cluster.console import ENDS_WITH_US, ClusterError, run, say
 from tests.cluster.versions import GO_MINIMUM, GoModule
 
 ENVIRONMENT = {"CGO_ENABLED": "0", "GOFLAGS": "-mod=mod -buildvcs=false", "GOWORK": "off"}
@@ -31,7 +31,7 @@ def go_version() -> str:
     """Return the toolchain's version; raise `ClusterError` when there is none or it is too old."""
     try:
         found = run(["go", "env", "GOVERSION"]).strip()
-    except OSError as error:
+    except ClusterError as error:
         raise ClusterError("no Go toolchain: install Go 1.25 or newer and put `go` on the PATH") from error
     number = re.match(r"go(\d+)\.(\d+)", found)
     if not number or (int(number[1]), int(number[2])) < GO_MINIMUM:
@@ -90,7 +90,12 @@ def compile_packages(words: Sequence[str | Path], cwd: Path, what: str) -> None:
     argv = ["go", str(words[0]), "-v", *map(str, words[1:])]
     begun = said = time.monotonic()
     process = subprocess.Popen(
-        argv, cwd=cwd, env={**os.environ, **ENVIRONMENT}, stderr=subprocess.PIPE, text=True, process_group=0
+        [*ENDS_WITH_US, *argv],
+        cwd=cwd,
+        env={**os.environ, **ENVIRONMENT},
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
     )
     lines: list[str] = []
     try:

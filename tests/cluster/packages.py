@@ -46,8 +46,9 @@ def root_directory(name: str, packages: tuple[str, ...]) -> Path:
 
 
 def bootstrap(packages: tuple[str, ...], place: Path, form: str) -> None:
-    """Make a root file system with a mount namespace of its own, so that no mount outlives a killed run."""
+    """Make a root file system in namespaces of its own, so that no mount or process outlives a killed run."""
     words: list[str | Path] = ["unshare", "--mount", "--propagation", "private"]
+    words += ["--pid", "--fork", "--kill-child", "--mount-proc"]
     words += ["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", f"--format={form}"]
     words += ["--aptopt=APT::Install-Recommends false", f"--include={','.join(packages)}"]
     words += [f"--dpkgopt=path-exclude={path}" for path in LEFT_OUT]
