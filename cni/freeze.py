@@ -50,9 +50,8 @@ for argument in sys.argv[1:]:
     print(name, marshal.dumps(code).hex())
 """
 PACKAGES = ("cni",)
-BUILT_IN = ("_socket", "errno", "fcntl", "posix")
-LIBRARIES = ("-lm", "-lz", "-lexpat", "-lutil", "-ldl", "-lpthread")
-ARCHIVES = {"libc.a": "libc6-dev", "libz.a": "zlib1g-dev", "libexpat.a": "libexpat1-dev"}
+LIBRARIES = ("-lm",)
+ARCHIVES = {"libc.a": "libc6-dev", "libm.a": "libc6-dev"}
 """What is linked besides the interpreter, and the packages it is in."""
 FLAGS = (
     "-O2",
@@ -137,11 +136,6 @@ def _interpreter() -> tuple[Path, Path]:
     for path in (include / "Python.h", library):
         if not path.is_file():
             raise FreezeError(f"{path} is missing: install the package libpython{version}-dev")
-    missing = [name for name in BUILT_IN if name not in sys.builtin_module_names]
-    if missing:
-        raise FreezeError(
-            f"{', '.join(missing)} is not compiled into {sys.executable}: use the python3 of the distribution"
-        )
     return include, library
 
 

@@ -11,6 +11,33 @@
 
 #define FAILED 1
 
+PyObject *PyMarshal_Init(void);
+PyObject *PyInit__imp(void);
+PyObject *PyInit__socket(void);
+PyObject *PyInit__thread(void);
+PyObject *PyInit__weakref(void);
+PyObject *PyInit_errno(void);
+PyObject *PyInit_fcntl(void);
+PyObject *PyInit_posix(void);
+PyObject *_PyWarnings_Init(void);
+
+/* The modules in C, instead of the library's own table: what is not named here is not linked. The first seven are what
+ * the interpreter itself starts with. */
+struct _inittab _PyImport_Inittab[] = {
+    {"builtins", NULL},
+    {"sys", NULL},
+    {"marshal", PyMarshal_Init},
+    {"_imp", PyInit__imp},
+    {"_thread", PyInit__thread},
+    {"_warnings", _PyWarnings_Init},
+    {"_weakref", PyInit__weakref},
+    {"_socket", PyInit__socket},
+    {"errno", PyInit_errno},
+    {"fcntl", PyInit_fcntl},
+    {"posix", PyInit_posix},
+    {NULL, NULL},
+};
+
 static const char broken[] = "{\"code\": 100, \"msg\": \"podwall's interpreter did not start\"}\n";
 
 static int fail(void)
