@@ -111,7 +111,7 @@ class Kernel:
 
     async def read(self, tables: Iterable[TableName] = OWN_TABLES) -> Ruleset:
         """What the kernel holds of these tables; a table that is not there is left out."""
-        there = parse.table_names(await self._ask(b"l", "list tables"))
+        there = parse.table_names((await self._ask(b"t", "list tables")).decode())
         wanted = sorted(there & frozenset(tables))
         return parse.ruleset(
             *[await self._ask(b"l", f"list table {render.table_name(name)}") for name in wanted]

@@ -402,7 +402,10 @@ class SetName(NamedTuple):
 
 
 class Table(Struct, frozen=True, gc=False):
-    """A table; flags (dormant, owner, persist) are given when it is made and not compared."""
+    """A table; flags (dormant, owner, persist) are given when it is made and not compared.
+
+    nft 1.0.6 cannot list a table with flags as JSON (it aborts), so podwall gives its own none there.
+    """
 
     family: Family
     name: str
