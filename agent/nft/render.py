@@ -56,6 +56,9 @@ from agent.nft.model import (
 )
 from agent.nft.symbols import FLAG_TYPES, INTEGER, flag_names, name_of, types
 
+_INTERFACES = frozenset({"ifname", "iface_index"})
+_NO_NUMBERS = frozenset({"ifname", "ether_addr", "ipv4_addr", "ipv6_addr", "verdict"})
+
 COMMENT_BYTES = 127  # the kernel keeps 128 with the terminating zero
 INTERFACE_BYTES = 15
 LOG_PREFIX_BYTES = 127
@@ -68,7 +71,8 @@ _RESERVED = re.compile(
     "table|tcp|th|timeout|type|udp|update|vmap"
 )
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,199}")
-_WORD = re.compile(r"[a-z][a-z0-9_-]*( [a-z][a-z0-9_-]*)?")
+_WORD = re.compile(r"[a-z][a-z0-9_-]*")
+_FIELD = re.compile(r"[a-z][a-z0-9_-]*( [a-z][a-z0-9_-]*)?")  # as in ct original "ip saddr"
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _QUOTABLE = re.compile(r"[ !#-\[\]-~]*")  # printable ASCII but the quote and the backslash
 
@@ -187,6 +191,12 @@ def _word(text: str) -> str:
     return text
 
 
+def _field(text: str) -> str:
+    if not _FIELD.fullmatch(text):
+        raise ValueError(f"{text!r} is not a field of nft")
+    return text
+
+
 def _words(texts: Iterable[str]) -> str:
     return ",".join(_word(text) for text in sorted(texts))
 
@@ -230,11 +240,12 @@ def element(of: Element, where: Set) -> str:
 
 def key(of: Key, kinds: tuple[str, ...] = ()) -> str:
     """A value or a concatenation of values."""
-    if not isinstance(of, tuple):
-        return scalar(of, kinds[0] if kinds else "")
-    if kinds and len(kinds) != len(of):
-        raise ValueError(f"{of!r} has {len(of)} parts where nft expects {' . '.join(kinds)}")
-    return " . ".join(scalar(part, kind) for part, kind in zip(of, kinds or ("",) * len(of), strict=True))
+    parts = of if isinstance(of, tuple) else (of,)
+    if len(kinds or parts) != len(parts):
+        raise ValueError(f"{of!r} stands where nft expects {' . '.join(kinds)}")
+    return " . ".join(
+        scalar(part, kind) for part, kind in zip(parts, kinds or ("",) * len(parts), strict=True)
+    )
 
 
 def scalar(value: Scalar, kind: str = "") -> str:
@@ -246,17 +257,17 @@ def scalar(value: Scalar, kind: str = "") -> str:
     if isinstance(value, Range):  # numbers: between names the dash would belong to them
         numbers = "" if isinstance(value.low, int) else kind
         return f"{scalar(value.low, numbers)}-{scalar(value.high, numbers)}"
-    if isinstance(value, Wildcard):
+    if isinstance(value, Wildcard) and kind in _INTERFACES:
         return _interface(value.prefix)[:-1] + '*"'
-    if kind == "ether_addr" or _MAC.fullmatch(value):
-        if not _MAC.fullmatch(value):
-            raise ValueError(f"{value!r} is not a link-layer address")
+    if isinstance(value, str) and kind in _INTERFACES:
+        return _interface(value)
+    if isinstance(value, str) and kind == "ether_addr" and _MAC.fullmatch(value):
         return value
-    return _interface(value)
+    raise ValueError(f"{value!r} stands where nft expects {kind or 'a number or an address'}")
 
 
 def _address(value: Address | IPv4Network | IPv6Network, kind: str) -> str:
-    if (kind, value.version) in {("ipv4_addr", 6), ("ipv6_addr", 4)}:
+    if kind not in {"", f"ipv{value.version}_addr"}:
         raise ValueError(f"{value} stands where nft expects {kind}")
     if isinstance(value, IPv6Address) and value.scope_id:
         raise ValueError(f"{value} has a scope, which nft has no place for")
@@ -264,6 +275,8 @@ def _address(value: Address | IPv4Network | IPv6Network, kind: str) -> str:
 
 
 def _number(value: int, kind: str) -> str:
+    if kind in _NO_NUMBERS:
+        raise ValueError(f"{value} stands where nft expects {kind}")
     if isinstance(value, bool) and kind in {"boolean", "iface_index"}:
         return "exists" if value else "missing"
     if value < 0:
@@ -296,9 +309,9 @@ def expression(of: Expression) -> str:
         case Meta(word):
             return f"meta {_word(word)}"
         case Ct(word, direction):
-            return f"ct {direction} {_word(word)}" if direction else f"ct {_word(word)}"
+            return f"ct {_word(direction)} {_field(word)}" if direction else f"ct {_word(word)}"
         case Payload(protocol, field):
-            return f"{_word(protocol)} {_word(field)}"
+            return f"{_word(protocol)} {_field(field)}"
         case Exthdr(header, field):
             return f"{_word(header)} {_word(field)}" if field else f"exthdr {_word(header)}"
         case Fib(flags, result):
@@ -344,7 +357,9 @@ def statement(of: Statement) -> str:
         case Nat():
             return _nat(of)
         case Reject(kind, code):
-            return f"reject with {_word(kind)}" + ("" if kind == "tcp reset" else f" {_word(code)}")
+            return (
+                "reject with tcp reset" if kind == "tcp reset" else f"reject with {_word(kind)} {_word(code)}"
+            )
         case Log():
             return _log(of)
         case Limit(rate, per, burst, over):
