@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,14 @@ def outside(*words: str, limit: float = 60) -> str:
     return docker("exec", OUTSIDE, *words, limit=limit)
 
 
+def outside_address(version: int) -> IPv4Address | IPv6Address:
+    """Return the outside machine's address of one family."""
+    field = "IPAddress" if version == 4 else "GlobalIPv6Address"
+    return ip_address(
+        docker("inspect", "-f", f"{{{{.NetworkSettings.Networks.kind.{field}}}}}", OUTSIDE).strip()
+    )
+
+
 def nodes() -> list[str]:
     """List the nodes, control plane first."""
     return sorted(kind("get", "nodes", "--name", NAME).split())
@@ -187,7 +196,7 @@ def up(settings: Settings) -> Path:
     """Make the cluster, or bring the running one up to date; return its kubeconfig."""
     build()
     with alone():
-        if exists() and recorded() != dataclasses.asdict(settings):
+        if exists() and recorded() != settings:
             say(f"the running cluster is another one ({recorded()}): it is replaced")
             remove()
         if not exists():
@@ -288,10 +297,10 @@ def start_outside() -> None:
     docker(*words, limit=300)
 
 
-def recorded() -> dict[str, object]:
+def recorded() -> Settings | None:
     """Return the running cluster's settings."""
     path = state() / "cluster.json"
-    return dict(json.loads(path.read_text())) if path.exists() else {}
+    return Settings(**json.loads(path.read_text())) if path.exists() else None
 
 
 def deploy() -> None:

@@ -1,0 +1,99 @@
+"""Removes everything of podwall from a node: `python3 -m agent.uninstall --root /host`.
+
+For after the agent is gone for good: links, routes and neighbours, tables, files. Pods that still run lose
+their network. Each part is removed whatever became of the others, and what is gone already is no error.
+conf/uninstall.yaml runs it on every node.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pyroute2 import IPRoute
+
+from agent.nft.kernel import OWN_TABLES, Kernel
+from agent.routes.plan import PROTOCOL
+
+FILES = ("etc/cni/net.d/*podwall*", "opt/cni/bin/*podwall*", "var/lib/podwall", "run/podwall")
+FAMILIES = (socket.AF_INET, socket.AF_INET6)
+
+
+def main() -> int:
+    """Remove all parts, say what was removed, and return 1 when something could not be."""
+    parser = argparse.ArgumentParser(prog="agent.uninstall", description="remove podwall from this node")
+    parser.add_argument("--root", type=Path, default=Path("/"), help="where the node's files are mounted")
+    root = parser.parse_args().root
+    failed = False
+    for what, remove in (
+        ("file", lambda: remove_files(root)),
+        ("link", remove_links),
+        ("route", remove_routes),
+        ("table", remove_tables),
+    ):
+        failed |= not attempt(what, remove)
+    return 1 if failed else 0
+
+
+def attempt(what: str, remove: Callable[[], Iterator[str]]) -> bool:
+    """Remove the parts of one kind and say so; return whether all went."""
+    try:
+        for name in remove():
+            print(f"removed {what} {name}", flush=True)
+    except Exception as error:
+        print(f"cannot remove every {what}: {error}", file=sys.stderr, flush=True)
+        return False
+    return True
+
+
+def remove_files(root: Path) -> Iterator[str]:
+    """Remove the network configuration first, so that the runtime asks no more for Pods' links."""
+    for pattern in FILES:
+        for path in sorted(root.glob(pattern)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            yield str(path)
+
+
+def remove_links() -> Iterator[str]:
+    """Remove all devices whose name begins with podwall, Pods' links and the overlay's."""
+    with IPRoute() as kernel:
+        for link in kernel.get_links():
+            name = link.get_attr("IFLA_IFNAME")
+            if name.startswith("podwall"):
+                kernel.link("del", index=link["index"])
+                yield name
+
+
+def remove_routes() -> Iterator[str]:
+    """Remove all routes that carry podwall's protocol number."""
+    with IPRoute() as kernel:
+        for family in FAMILIES:
+            for route in kernel.get_routes(family=family):
+                if route["proto"] == PROTOCOL:
+                    kernel.route("del", **{**route, "attrs": route["attrs"]})
+                    yield f"{route.get_attr('RTA_DST')}/{route['dst_len']}"
+
+
+def remove_tables() -> Iterator[str]:
+    """Remove podwall's tables."""
+
+    async def remove() -> None:
+        kernel = Kernel()
+        await kernel.start()
+        try:
+            await kernel.commit("".join(f"add table {each}\ndelete table {each}\n" for each in names))
+        finally:
+            await kernel.stop()
+
+    names = sorted(f"{table.family} {table.name}" for table in OWN_TABLES)
+    asyncio.run(remove())
+    yield from names
+
+
+if __name__ == "__main__":
+    sys.exit(main())
