@@ -1,0 +1,328 @@
+"""`podwall lab`: a cluster without Kubernetes, in network namespaces of this machine.
+
+What takes time tells what it is doing on standard error; answers go to standard output.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from lab import manifests, matrix, netns, probe, state
+from lab.objects import ManifestError, key_of
+from lab.world import OUTSIDE_PORTS, Changes, Lab, LabError, LabPod, PodsError
+
+_INTERRUPTED = 130
+_CANNOT_RUN = 126
+_NO_COMMAND = 127
+
+files = click.option(
+    "-f",
+    "--filename",
+    "paths",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="A manifest, or a directory of manifests; may be given several times.",
+)
+nodes_option = click.option("--nodes", default=2, show_default=True, help="How many nodes.")
+vxlan_option = click.option("--vxlan", is_flag=True, help="Connect the nodes' Pods through VXLAN.")
+routed_option = click.option("--routed", is_flag=True, help="Put each node into a subnet of its own.")
+output_option = click.option(
+    "-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True
+)
+
+
+@click.group()
+def lab() -> None:
+    """A cluster without Kubernetes, in network namespaces of this machine."""
+    if os.geteuid() != 0:
+        raise click.ClickException("the lab makes network namespaces, which only root may: try with sudo")
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+@lab.command()
+@files
+@nodes_option
+@vxlan_option
+@routed_option
+def up(paths: Sequence[Path], nodes: int, vxlan: bool, routed: bool) -> None:
+    """Start a lab with the objects in these manifests; it stays until `podwall lab down`.
+
+    When one with the same nodes is up already, the manifests are applied to it.
+    """
+    with _errors():
+        given = manifests.read(paths)
+        wanted = Lab(nodes, mode=_mode(vxlan), routed=routed, progress=Console())
+        running = state.read_settings()
+        if running and running.complete:
+            if not running.alike(wanted.settings):
+                raise LabError(f"a lab with {_describe(running)} is up; first: podwall lab down")
+            click.echo("the lab is up already: applying", err=True)
+            _report(Lab.attach(Console()).apply(given))
+        else:
+            _report(wanted.up(given))
+
+
+@lab.command()
+@files
+@click.option("--prune", is_flag=True, help="Remove the objects that are not in these manifests.")
+def apply(paths: Sequence[Path], prune: bool) -> None:
+    """Add and change the objects in these manifests; touches only what differs."""
+    with _errors():
+        _require(paths)
+        _report(Lab.attach().apply(manifests.read(paths), prune=prune))
+
+
+@lab.command()
+@files
+def delete(paths: Sequence[Path]) -> None:
+    """Remove the objects in these manifests."""
+    with _errors():
+        _require(paths)
+        _report(Lab.attach().delete(key_of(item) for item in manifests.read(paths)))
+
+
+@lab.command()
+def down() -> None:
+    """Remove the lab, whatever state it is in."""
+    with _errors():
+        if not state.remains():
+            click.echo("no lab is up", err=True)
+            return
+        Lab(progress=Console()).down()
+
+
+@lab.command()
+@files
+@nodes_option
+@vxlan_option
+@routed_option
+def demo(paths: Sequence[Path], nodes: int, vxlan: bool, routed: bool) -> None:
+    """Start a lab, show who reaches whom, and remove it again."""
+    with _errors():
+        given = manifests.read(_require(paths))
+        running = state.read_settings()
+        if running and running.complete:
+            raise LabError(
+                "a lab is up; look at it with `podwall lab matrix`, or remove it: podwall lab down"
+            )
+        with Lab(nodes, mode=_mode(vxlan), routed=routed, progress=Console()) as made:
+            _report(made.apply(given))
+            good = _show_matrix(made, "table")
+        if not good:
+            sys.exit(1)
+
+
+@lab.command("matrix")
+@output_option
+def matrix_command(output: str) -> None:
+    """Connect every Pod and node to every Pod; ends with 1 when what is seen is not what is expected."""
+    with _errors():
+        if not _show_matrix(Lab.attach(), output):
+            sys.exit(1)
+
+
+@lab.command()
+@output_option
+def pods(output: str) -> None:
+    """List the Pods."""
+    with _errors():
+        found = Lab.attach().pods()
+    if output == "json":
+        click.echo(json.dumps([_pod_json(pod) for pod in found], indent=2))
+        return
+    header = ("NAMESPACE", "NAME", "STATUS", "NODE", "ADDRESSES", "PORTS", "LINK")
+    _table([header, *(_pod_row(pod) for pod in found)])
+    for pod in found:
+        if pod.message:
+            click.echo(f"{pod.full_name}: {pod.message}", err=True)
+
+
+@lab.command()
+def status() -> None:
+    """Say what is there; ends with 1 when something of it is not as it should be."""
+    with _errors():
+        found = Lab.attach()
+        click.echo(f"a lab with {_describe(found.settings)}")
+        reasons = {name: agent.not_ready() for name, agent in found.agents.items()}
+        for name, agent in found.agents.items():
+            addresses = " ".join(str(address) for address in agent.node.addresses)
+            alive = "ready" if not reasons[name] else "not ready" if agent.alive else "agent has ended"
+            click.echo(f"  {name}  {addresses}  {alive}  log: {agent.log}")
+        waiting = [pod for pod in found.pods() if pod.phase != "Running"]
+        click.echo(f"  {len(found.pods())} Pods, {len(waiting)} not running")
+    for reason in filter(None, reasons.values()):
+        click.echo(f"  {reason}", err=True)
+    if waiting or any(reasons.values()):
+        sys.exit(1)
+
+
+@lab.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("place", metavar="POD")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
+def execute(place: str, command: tuple[str, ...]) -> NoReturn:
+    """Run a command in the network of a Pod: NAMESPACE/NAME, or a node's name, or "outside".
+
+    Only the network is the Pod's; files and users are this machine's.
+    """
+    with _errors():
+        netns.enter(Lab.attach().netns(place))
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        os.execvp(command[0], command)  # noqa: S606 - the user's own command, its arguments untouched
+    except FileNotFoundError:
+        click.echo(f"podwall lab exec: {command[0]}: there is no such command", err=True)
+        sys.exit(_NO_COMMAND)
+    except OSError as error:
+        click.echo(f"podwall lab exec: {command[0]}: {error.strerror}", err=True)
+        sys.exit(_CANNOT_RUN)
+
+
+class Console:
+    """Shows what is being done and how long it took: rewritten in place on a terminal, else a line each."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+
+    def __call__(self, text: str, seconds: float | None) -> None:
+        if seconds is not None:
+            click.echo(f"{self._start()}✓ {text:<40} {seconds:5.2f} s", err=True)
+        elif self._terminal:
+            click.echo(f"{self._start()}… {text}", err=True, nl=False)
+
+    def _start(self) -> str:
+        return "\r\033[K" if self._terminal else ""
+
+
+def _show_matrix(made: Lab, output: str) -> bool:
+    """Try everything and show what was seen; whether it was as expected."""
+    sources, targets = _hosts(made)
+    policies = any(key.kind == "NetworkPolicy" for key in made.objects())
+    trials = list(matrix.trials(sources, targets, None if policies else True))
+    began = time.monotonic()
+    outcomes = probe.run([trial.probe for trial in trials])
+    seconds = time.monotonic() - began
+    results = [matrix.Result(trial, outcome) for trial, outcome in zip(trials, outcomes, strict=True)]
+    missing = [pod.full_name for pod in made.pods() if pod.phase != "Running"]
+    good = not missing and all(result.good for result in results)
+    if output == "json":
+        document = {
+            "ok": good,
+            "seconds": round(seconds, 3),
+            "expected": not policies,
+            "not_running": missing,
+        }
+        click.echo(
+            json.dumps({**document, "connections": [result.to_json() for result in results]}, indent=1)
+        )
+        return good
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    click.echo(matrix.Table(sources, targets, results, colour=colour).render(seconds))
+    if policies:
+        click.echo(
+            "there are NetworkPolicies: what they should let through is not computed yet, so not judged"
+        )
+    for name in missing:
+        click.echo(f"Pod {name} is not running (podwall lab pods says why)")
+    return good
+
+
+def _hosts(made: Lab) -> tuple[list[matrix.Host], list[matrix.Host]]:
+    """Return who asks and who is asked: running Pods, and nodes only ask, and the outside is only asked."""
+    running = [pod for pod in made.pods() if pod.addresses and pod.phase == "Running"]
+    asking = [matrix.Host(pod.full_name, pod.netns, pod.addresses, pod.ports, pod.node) for pod in running]
+    asked = [host for host in asking if host.ports]
+    nodes = [
+        matrix.Host(place.name, netns.path(place.netns), place.addresses, (), "") for place in made.nodes
+    ]
+    outside = made.outside
+    beyond = matrix.Host("outside", netns.path(outside.netns), outside.addresses, OUTSIDE_PORTS)
+    return [*asked, *(host for host in asking if not host.ports), *nodes], [*asked, beyond]
+
+
+def _report(changes: Changes) -> None:
+    for note in changes.notes:
+        click.echo(f"note: {note}", err=True)
+    did = {
+        "started": len(changes.started),
+        "stopped": len(changes.stopped),
+    }
+    pods_did = ", ".join(f"{count} {word}" for word, count in did.items() if count) or "unchanged"
+    click.echo(f"Pods: {pods_did}; other objects: {changes.changed or 'none'} changed", err=True)
+
+
+def _pod_row(pod: LabPod) -> tuple[str, ...]:
+    addresses = " ".join(str(address) for address in pod.addresses)
+    ports = ",".join(str(port) for port in pod.ports)
+    link = "(node)" if pod.host_network else pod.host_link
+    return (pod.namespace, pod.name, pod.phase, pod.node or "-", addresses or "-", ports or "-", link or "-")
+
+
+def _pod_json(pod: LabPod) -> dict[str, Any]:
+    return {
+        "namespace": pod.namespace,
+        "name": pod.name,
+        "uid": pod.uid,
+        "status": pod.phase,
+        "message": pod.message,
+        "node": pod.node,
+        "addresses": [str(address) for address in pod.addresses],
+        "ports": list(pod.ports),
+        "labels": dict(pod.labels),
+        "host_network": pod.host_network,
+        "link": pod.host_link,
+        "container_id": pod.container_id,
+        "netns": str(pod.netns),
+    }
+
+
+def _table(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
+
+
+def _mode(vxlan: bool) -> str:
+    return "vxlan" if vxlan else "auto"
+
+
+def _describe(settings: state.Settings) -> str:
+    shape = ", each in a subnet of its own" if settings.routed else ""
+    return f"{settings.nodes} nodes{shape}, mode {settings.mode}"
+
+
+def _require(paths: Sequence[Path]) -> Sequence[Path]:
+    if not paths:
+        raise click.UsageError("which manifests? Name them with -f FILE or -f DIRECTORY")
+    return paths
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Turn what went wrong into a sentence for the user."""
+    try:
+        yield
+    except PodsError as error:
+        raise click.ClickException(
+            f"the lab is up, but some Pods are not as they should be:\n{error}"
+        ) from error
+    except (LabError, ManifestError) as error:
+        raise click.ClickException(str(error)) from error
+    except KeyboardInterrupt:
+        click.echo("\ninterrupted", err=True)
+        sys.exit(_INTERRUPTED)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt

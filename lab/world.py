@@ -1,0 +1,375 @@
+"""The lab: nodes, agents and Pods on one machine, made from manifests, and found again by name.
+
+    manifests --controllers--> /run/podwall-lab/cluster  <--watched-- agents, one per node
+                     |
+                     +--> container runtime --CNI binary--> agent: link, address, rules
+                     +--> server: listens inside each Pod
+
+    with Lab(nodes=2) as lab:
+        lab.apply(manifests.read([Path("examples/hello")]))
+        lab.connect("hello/web", lab.pod("data/db-0").address(6), 8080)     # "connected"
+
+A lab outlives the process that made it: `Lab.attach()` finds it again. What a killed process left behind is
+removed by the next `up`, or by `down`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+from cni.freeze import FreezeError, freeze
+from lab import agents, names, netns, probe, processes, serving, state, underlay
+from lab.agents import Agent
+from lab.apply import Applier, Changes, PodsError
+from lab.capture import Capture
+from lab.controllers import HOSTNAME, LabNode, container_ports
+from lab.kubelet import Kubelet
+from lab.manifests import ObjectDirectory
+from lab.names import LAB, RUN, Address, NodePlace, Place
+from lab.objects import Key, Object, key_of
+from lab.processes import LabError
+from lab.runtime import Runtime, Sandbox
+from lab.state import Settings
+
+__all__ = ["Changes", "Lab", "LabError", "LabPod", "PodsError"]
+
+OUTSIDE_PORTS = (8080, 9090)
+"""What the outside host listens on, TCP and UDP, under the name "outside"."""
+
+Progress = Callable[[str, float | None], None]
+"""Told what begins (no seconds yet), and the same text again with the seconds it took."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class LabPod:
+    """A Pod that there shall be, and what is known of it; a Pending one has no addresses."""
+
+    namespace: str
+    name: str
+    uid: str
+    node: str
+    phase: str
+    netns: Path
+    addresses: tuple[Address, ...]
+    ports: tuple[int, ...]
+    host_network: bool
+    host_link: str
+    container_id: str
+    labels: Mapping[str, str]
+    message: str
+
+    @property
+    def full_name(self) -> str:
+        """Namespace and name, as the Pod itself answers."""
+        return f"{self.namespace}/{self.name}"
+
+    def address(self, version: int) -> Address:
+        """The address of IP version 4 or 6. Raises LabError when there is none."""
+        for address in self.addresses:
+            if address.version == version:
+                return address
+        raise LabError(f"Pod {self.full_name} has no IPv{version} address; it is {self.phase}")
+
+
+class Lab:
+    """One lab. Entering it starts it when it is not up; leaving it removes it."""
+
+    def __init__(
+        self,
+        nodes: int = 2,
+        *,
+        mode: str = "auto",
+        routed: bool = False,
+        flags: Mapping[str, str] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Describe a lab; routed: each node in a subnet of its own. flags are further settings of the agents.
+
+        Raises LabError for a number of nodes or a mode that cannot be.
+        """
+        self._flags = dict(flags or {})
+        self._progress = progress or (lambda _text, _seconds: None)
+        self._giving_up = False
+        self._given = ObjectDirectory(RUN / "given", RUN / "scratch")
+        self._cluster = ObjectDirectory(RUN / "cluster", RUN / "scratch")
+        self._compose(Settings(nodes, mode, routed))
+
+    @classmethod
+    def attach(cls, progress: Progress | None = None) -> Self:
+        """Return the lab that is up. Raises LabError when none is, or only a part of one."""
+        settings = state.read_settings()
+        if settings is None or not settings.complete:
+            rest = ", only what is left of one (`podwall lab down` removes it)" if state.remains() else ""
+            raise LabError(f"no lab is up{rest}; start one with `podwall lab up -f DIR`")
+        lab = cls(settings.nodes, mode=settings.mode, routed=settings.routed, progress=progress)
+        lab._compose(settings)
+        return lab
+
+    def __enter__(self) -> Self:
+        if not self.settings.complete:
+            self.up()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.down()
+
+    # Life
+
+    def up(self, given: Iterable[Object] = ()) -> Changes:
+        """Start the lab with these objects. Removes what a killed one left; removes everything when it fails.
+
+        Raises LabError, ManifestError; PodsError when only Pods failed: the lab is up then.
+        """
+        objects = {key_of(item): item for item in given}
+        self._applier.check(objects)
+        with state.lock():
+            before = state.read_settings()
+            if before and before.complete:
+                raise LabError(
+                    "a lab is up already; `podwall lab apply` changes it, `podwall lab down` removes it"
+                )
+            if state.remains():
+                self._step("what a killed lab left is removed", state.remove)
+            try:
+                self._start()
+                return self._apply(objects)
+            except PodsError:
+                raise
+            except BaseException:
+                self._remove()
+                raise
+
+    def apply(self, given: Iterable[Object], *, prune: bool = False) -> Changes:
+        """Add or change objects; prune: and remove all that are not among these.
+
+        Raises ManifestError before anything is changed; PodsError when only Pods failed.
+        """
+        objects = {key_of(item): item for item in given}
+        with state.lock():
+            return self._apply(objects if prune else {**self._given.read(), **objects})
+
+    def delete(self, keys: Iterable[Key]) -> Changes:
+        """Remove objects that were given; one that was not is ignored. Raises as apply does."""
+        gone = set(keys)
+        with state.lock():
+            return self._apply({key: item for key, item in self._given.read().items() if key not in gone})
+
+    def down(self) -> None:
+        """Remove the lab, whatever state it is in."""
+        with state.lock():
+            self._step("the lab is removed", self._remove)
+
+    # What is there
+
+    def pods(self) -> tuple[LabPod, ...]:
+        """Return all Pods, by namespace and name."""
+        found = [item for key, item in sorted(self._cluster.read().items()) if key.kind == "Pod"]
+        boxes = {(box.namespace, box.pod): box for node in self.runtimes.values() for box in node.sandboxes()}
+        return tuple(self._lab_pod(item, boxes) for item in found)
+
+    def pod(self, name: str) -> LabPod:
+        """Return a Pod by "namespace/name" or "name" (namespace default).
+
+        The name of a Deployment or another owner stands for its first Pod. Raises LabError.
+        """
+        namespace, _, pod = name.rpartition("/")
+        namespace = namespace or "default"
+        inside = [found for found in self.pods() if found.namespace == namespace]
+        chosen = [found for found in inside if found.name == pod]
+        chosen = chosen or [found for found in inside if found.name.startswith(f"{pod}-")]
+        if not chosen:
+            known = ", ".join(found.full_name for found in self.pods()) or "none"
+            raise LabError(f"there is no Pod {namespace}/{pod}; there are: {known}")
+        return chosen[0]
+
+    def node(self, name: str) -> NodePlace:
+        """Return a node by its name. Raises LabError."""
+        for place in self.nodes:
+            if place.name == name:
+                return place
+        raise LabError(f"there is no node {name}; there are: {', '.join(place.name for place in self.nodes)}")
+
+    @property
+    def outside(self) -> Place:
+        """The host outside the cluster."""
+        return names.outside()
+
+    def objects(self) -> dict[Key, Object]:
+        """Return the cluster's objects, as the agents see them."""
+        return self._cluster.read()
+
+    def netns(self, name: str) -> Path:
+        """Return the network namespace of "node1", "outside", "underlay" or a Pod. Raises LabError."""
+        if name in {"outside", "underlay", *self.runtimes}:
+            return netns.path(f"{LAB}-{name}")
+        pod = self.pod(name)
+        if not pod.addresses:
+            raise LabError(f"Pod {pod.full_name} is {pod.phase}: {pod.message or 'it has no network yet'}")
+        return pod.netns
+
+    # What can be done in it
+
+    def connect(self, source: str, address: Address | str, port: int, protocol: str = probe.TCP) -> str:
+        """Try one connection from a Pod, a node or "outside".
+
+        Returns "connected", "refused", "unreachable" or "silent" (after a second).
+        """
+        return self.probe(source, address, port, protocol).verdict
+
+    def probe(
+        self, source: str, address: Address | str, port: int, protocol: str = probe.TCP, ask: str = "name"
+    ) -> probe.Outcome:
+        """Like connect, with the answer: who answered, or with ask="peer" who asked, as seen there."""
+        target = ip_address(str(address))
+        return probe.run([probe.Probe(self.netns(source), target, port, protocol, ask=ask.encode())])[0]
+
+    def run(
+        self, source: str, arguments: Sequence[str], *, seconds: float = 30.0
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program in the network of a Pod, a node or "outside" and return what it said."""
+        return netns.run(
+            self.netns(source),
+            subprocess.run,
+            arguments,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+
+    def socket(self, source: str, family: int, kind: int, protocol: int = 0) -> socket.socket:
+        """Open a socket in the network of a Pod, a node or "outside"."""
+        return netns.run(self.netns(source), socket.socket, family, kind, protocol)
+
+    def capture(self, source: str, link: str = underlay.UPLINK, *, incoming_only: bool = False) -> Capture:
+        """Listen to all frames of a link, which is also a way to send any frame there."""
+        return Capture(self.netns(source), link, incoming_only=incoming_only)
+
+    # How it is made
+
+    def _compose(self, settings: Settings) -> None:
+        self.settings = settings
+        numbers = range(1, settings.nodes + 1)
+        self.nodes = tuple(names.node(number, routed=settings.routed) for number in numbers)
+        self.runtimes = {
+            place.name: Runtime(place, settings.plugin, lambda: self._giving_up) for place in self.nodes
+        }
+        flags = {"mode": settings.mode, **self._flags}
+        self.agents = {place.name: Agent(place, self.runtimes[place.name], flags) for place in self.nodes}
+        self._kubelet = Kubelet(self.runtimes, self._cluster)
+        lab_nodes = [LabNode(place.name, _node_labels(place)) for place in self.nodes]
+        self._applier = Applier(lab_nodes, self._cluster, self._given)
+
+    def _start(self) -> None:
+        self._giving_up = False
+        RUN.mkdir(mode=0o700)
+        for directory in ("given", "cluster", "scratch"):
+            (RUN / directory).mkdir()
+        state.write_settings(self.settings)
+        shape = "each in a subnet of its own" if self.settings.routed else "on one link"
+        self._step(f"{len(self.nodes)} nodes, {shape}", underlay.build, self.nodes, names.outside())
+        for place in self.nodes:
+            self._cluster.write(_node_object(place))
+        with ThreadPoolExecutor(1, thread_name_prefix="podwall-lab-plugin") as pool:
+            plugin = pool.submit(_find_plugin, self._progress)
+            for agent in self.agents.values():
+                agent.start()
+            self._start_server()
+            self._compose(dataclasses.replace(self.settings, plugin=plugin.result()))
+        self._step("agents", agents.wait_until_ready, self.agents.values())
+        self._compose(dataclasses.replace(self.settings, complete=True))
+        state.write_settings(self.settings)
+
+    def _start_server(self) -> None:
+        serving.start(netns.path(names.OUTSIDE))
+        serving.serve("outside", netns.path(names.OUTSIDE), OUTSIDE_PORTS)
+
+    def _apply(self, objects: Mapping[Key, Object]) -> Changes:
+        return self._step("objects and Pods", self._applier.apply, objects, self._kubelet, self._cancel)
+
+    def _cancel(self) -> None:
+        """Make what other threads wait for fail at once: without agents nothing is answered."""
+        self._giving_up = True
+        processes.stop_in(state.namespaces(), 0.0)
+
+    def _remove(self) -> None:
+        self._giving_up = True
+        state.remove()
+        self.settings = dataclasses.replace(self.settings, complete=False)
+
+    def _step(self, text: str, function: Callable[..., T], *arguments: object) -> T:
+        began = time.monotonic()
+        self._progress(text, None)
+        result = function(*arguments)
+        self._progress(text, time.monotonic() - began)
+        return result
+
+    def _lab_pod(self, item: Object, boxes: Mapping[tuple[str, str], Sandbox]) -> LabPod:
+        key, spec, status = key_of(item), item["spec"], item.get("status", {})
+        box = boxes.get((key.namespace, key.name))
+        node = spec.get("nodeName", "")
+        in_node = bool(spec.get("hostNetwork")) and node in self.runtimes
+        where = self.node(node).netns if in_node else names.pod_netns(key.namespace, key.name)
+        ending = "deletionTimestamp" in item["metadata"]
+        return LabPod(
+            namespace=key.namespace,
+            name=key.name,
+            uid=item["metadata"].get("uid", ""),
+            node=node,
+            phase="Terminating" if ending else status.get("phase", "Pending"),
+            netns=netns.path(where),
+            addresses=tuple(ip_address(entry["ip"]) for entry in status.get("podIPs", ())),
+            ports=container_ports(item),
+            host_network=in_node,
+            host_link=box.host_link if box else "",
+            container_id=box.container_id if box else "",
+            labels=item["metadata"].get("labels") or {},
+            message=status.get("message", ""),
+        )
+
+
+def _find_plugin(progress: Progress) -> tuple[str, ...]:
+    """Return the command of the CNI plugin: the frozen binary, built when this is the first time."""
+    cache = os.environ.get("PODWALL_CACHE")
+    binary = RUN / "bin" / "podwall"
+    try:
+        freeze(binary, Path(cache) if cache else Path.home() / ".cache" / "podwall")
+    except FreezeError as error:
+        progress(f"the CNI plugin runs as python -m cni, since its binary cannot be built: {error}", 0.0)
+        return (sys.executable, "-m", "cni")
+    return (str(binary),)
+
+
+def _node_labels(place: NodePlace) -> dict[str, str]:
+    return {HOSTNAME: place.name, "kubernetes.io/os": "linux", "kubernetes.io/arch": os.uname().machine}
+
+
+def _node_object(place: NodePlace) -> Object:
+    addresses = [{"type": "InternalIP", "address": str(address)} for address in place.addresses]
+    cidrs = [str(cidr) for cidr in place.pod_cidrs]
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": place.name, "uid": f"podwall-lab-{place.name}", "labels": _node_labels(place)},
+        "spec": {"podCIDR": cidrs[0], "podCIDRs": cidrs},
+        "status": {
+            "addresses": [*addresses, {"type": "Hostname", "address": place.name}],
+            "conditions": [{"type": "Ready", "status": "True"}],
+        },
+    }
