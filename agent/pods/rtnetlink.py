@@ -14,7 +14,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple, TypeAlias
 
@@ -49,6 +49,7 @@ _TRAFFIC = struct.Struct("=BxxxiIII")
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK, _STRICT = 270, 10, 11, 12
 _NLMSG_ERROR, _NLMSG_DONE, _INTERRUPTED = 2, 3, 0x10
 _RECEIVE = 1 << 18
+_BATCH = 64  # the answers to one send must fit into the socket's receive buffer
 
 
 class Request(NamedTuple):
@@ -338,8 +339,10 @@ class Rtnetlink:
 
     def outcomes(self, *requests: Request) -> list[RtnetlinkError | None]:
         """Have all requests done, in order; say of each how it went."""
-        if not requests:
-            return []
+        batches = (requests[i : i + _BATCH] for i in range(0, len(requests), _BATCH))
+        return [outcome for batch in batches for outcome in self._outcomes(batch)]
+
+    def _outcomes(self, requests: Sequence[Request]) -> list[RtnetlinkError | None]:
         first = self._sequence + 1
         self._sequence += len(requests)
         self._socket.send(

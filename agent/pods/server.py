@@ -111,13 +111,12 @@ class Server:
             log.error("event=connection-failed error=%r", str(error), exc_info=error)
 
     async def _serve(self, connection: socket.socket) -> None:
-        with connection, _Descriptors() as descriptors:
+        with connection:
             connection.setblocking(False)
             try:
-                answer = await self._answer(connection, descriptors)
-                if answer:
-                    async with asyncio.timeout(REQUEST_LIMIT_S):
-                        await asyncio.get_running_loop().sock_sendall(connection, answer)
+                with _Descriptors() as descriptors:
+                    answer = await self._answer(connection, descriptors)
+                await _send(connection, answer)
             except (OSError, TimeoutError) as error:
                 log.info("event=peer-gone error=%r", str(error) or "it does not take the answer")
 
@@ -206,6 +205,17 @@ async def _request(connection: socket.socket, descriptors: _Descriptors) -> wire
         payload = receiver.receive(data)
         if payload is not None:
             return wire.decode_request(payload)
+
+
+async def _send(connection: socket.socket, answer: bytes) -> None:
+    """Send the answer and let the peer read it; closed with something unread it would be lost."""
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(REQUEST_LIMIT_S):
+        if answer:
+            await loop.sock_sendall(connection, answer)
+        connection.shutdown(socket.SHUT_WR)
+        while await loop.sock_recv(connection, _READ):
+            pass
 
 
 async def _readable(connection: socket.socket) -> None:
