@@ -242,10 +242,15 @@ class RouteKernel:
         error = self._kernel.outcomes(without_own_addresses(VXLAN_DEVICE, index))[0]
         if error and error.errno != errno.EAFNOSUPPORT:
             raise error
-        disabled = self._sysctl / "net/ipv6/conf" / VXLAN_DEVICE / "disable_ipv6"
-        with contextlib.suppress(OSError):  # what stays off is refused by name when an address is given
-            if disabled.read_text().strip() != "0":
-                disabled.write_text("0")
+        # A packet may come by the tunnel while its source is still routed past it, so no strict source check.
+        self._setting(f"net/ipv4/conf/{VXLAN_DEVICE}/rp_filter", "2")
+        self._setting(f"net/ipv6/conf/{VXLAN_DEVICE}/disable_ipv6", "0")
+
+    def _setting(self, name: str, value: str) -> None:
+        path = self._sysctl / name
+        with contextlib.suppress(OSError):  # what IPv6 lacks is refused by name when an address is given
+            if path.read_text().strip() != value:
+                path.write_text(value)
 
 
 def _split(todo: Sequence[Step]) -> tuple[Sequence[Step], Sequence[Step]]:
