@@ -5,7 +5,7 @@
     unreachable   the kernel or ICMP says that there is no way
     silent        nothing came back
 
-Silence is measured for all together: it is over when nobody has heard anything for a second since everything
+Silence is measured for all together: it is over when nobody has heard anything for a while since everything
 was sent. So a slow machine makes the probes slower, and never makes a connection look denied.
 """
 
@@ -27,8 +27,11 @@ from lab.names import Address
 CONNECTED, REFUSED, UNREACHABLE, SILENT = "connected", "refused", "unreachable", "silent"
 
 TCP, UDP = PROTOCOLS = ("TCP", "UDP")
-QUIET = 1.0
-"""Seconds without any answer after which the rest counts as silent."""
+QUIET = 1.25
+"""Seconds without any answer after which the rest counts as silent.
+
+Enough for one lost packet: TCP and neighbour discovery both ask again after a second.
+"""
 
 _RESEND = 0.35
 _WHOLE = 60.0
@@ -191,17 +194,15 @@ class _Batch:
             self._selector.register(attempt.opened, events, attempt)
 
     def _listen(self) -> None:
-        began = heard = time.monotonic()
-        resent = False
+        began = heard = sent = time.monotonic()
         while self._selector.get_map():
             now = time.monotonic()
             if now - heard >= self._quiet or now - began >= _WHOLE:
                 break
-            if not resent and now - began >= _RESEND:
-                resent = True
+            if now - sent >= _RESEND:
+                sent = now
                 self._ask_again()
-            pause = _RESEND if not resent else self._quiet
-            ready = self._selector.select(max(0.0, min(pause, heard + self._quiet - now)))
+            ready = self._selector.select(max(0.0, min(sent + _RESEND, heard + self._quiet) - now))
             for key, _ in ready:
                 key.data.ready()
                 self._follow(key.data)

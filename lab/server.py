@@ -43,6 +43,8 @@ _IPV6_PKTINFO = 50
 _IPV6_RECVPKTINFO = 49
 _IP_PKTINFO = 8
 _PACKET_INFO_SPACE = 64
+_SO_RCVBUFFORCE = 33
+_DATAGRAM_BUFFER = 4 << 20  # many ask at the same time
 
 
 class Pod:
@@ -183,6 +185,8 @@ def _bound(family: socket.AddressFamily, kind: socket.SocketKind, port: int) -> 
     try:
         if kind == socket.SOCK_STREAM:
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        else:
+            opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _DATAGRAM_BUFFER)
         if family == socket.AF_INET6:
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             opened.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
