@@ -126,18 +126,19 @@ class Attachments:
     def set_pod_cidrs(self, cidrs: Sequence[IPNetwork]) -> None:
         """Give addresses from the Node's podCIDRs from now on; without usable ones ADD is refused."""
         node = f"Node {self._settings.node_name}"
+        problem = ""
         if not cidrs:
-            self._no_cidrs = (
+            problem = (
                 f"{node} has no spec.podCIDRs: the controller manager assigns them (--allocate-node-cidrs)"
             )
-            return
-        try:
-            self.addresses.set_cidrs(cidrs)
-        except BadCidrsError as error:
-            self._no_cidrs = f"{node}, spec.podCIDRs: {error}"
-            log.error("event=bad-pod-cidrs error=%r", self._no_cidrs)
-        else:
-            self._no_cidrs = ""
+        elif tuple(cidrs) != self.addresses.cidrs:
+            try:
+                self.addresses.set_cidrs(cidrs)
+            except BadCidrsError as error:
+                problem = f"{node}, spec.podCIDRs: {error}"
+        if problem and problem != self._no_cidrs:
+            log.error("event=no-pod-cidrs error=%r", problem)
+        self._no_cidrs = problem
 
     def set_mtu(self, mtu: int) -> None:
         """The MTU in bytes that new Pods get, unless the configuration sets one."""
@@ -492,47 +493,6 @@ class Attachments:
         """What the ledger must hold, should it have to be written anew."""
         whole = [*self._current.values(), *self._departures]
         return [Row(each, True) for each in whole] + [Row(each, False) for each in self._adding.values()]
-
-
-def handlers(
-    attachments: Attachments,
-) -> dict[str, Callable[[Mapping[str, Any], list[int]], Awaitable[object]]]:
-    """The calls of the CNI binary, for the server."""
-
-    async def add(body: Mapping[str, Any], fds: list[int]) -> object:
-        request = spec.from_body("cni.ADD", body)
-        return (await attachments.add(request, _netns(fds))).to_json(request.cni_version)
-
-    async def delete(body: Mapping[str, Any], _: list[int]) -> object:
-        request = spec.from_body("cni.DEL", body)
-        try:
-            await attachments.delete(AttachmentKey(request.container_id, request.ifname))
-        except CniError as error:
-            raise CniError(error.code, spec.worded_for_delete(error.msg), error.details) from error
-        return {}
-
-    async def check(body: Mapping[str, Any], fds: list[int]) -> object:
-        await attachments.check(spec.from_body("cni.CHECK", body), _netns(fds))
-        return {}
-
-    async def collect(body: Mapping[str, Any], _: list[int]) -> object:
-        await attachments.collect(spec.from_body("cni.GC", body))
-        return {}
-
-    async def status(body: Mapping[str, Any], _: list[int]) -> object:
-        spec.from_body("cni.STATUS", body)
-        attachments.status()
-        return {}
-
-    return {"cni.ADD": add, "cni.DEL": delete, "cni.CHECK": check, "cni.GC": collect, "cni.STATUS": status}
-
-
-def _netns(fds: list[int]) -> int:
-    if len(fds) != 1:
-        raise CniError(
-            spec.INVALID_ENVIRONMENT, f"CNI_NETNS must come as one descriptor over the socket, not {len(fds)}"
-        )
-    return fds[0]
 
 
 def _kubernetes_name(request: Request, argument: str) -> str:

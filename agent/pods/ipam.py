@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 IPAddress: TypeAlias = IPv4Address | IPv6Address
 IPNetwork: TypeAlias = IPv4Network | IPv6Network
@@ -28,6 +28,15 @@ class BadCidrsError(ValueError):
 
 class ExhaustedError(Exception):
     """No address of a family is free; the message names every range of it and what became of it."""
+
+
+class Use(NamedTuple):
+    """How many addresses of a range are Pods', rest, and can be given at all."""
+
+    cidr: IPNetwork
+    used: int
+    resting: int
+    size: int
 
 
 def check_cidrs(cidrs: Sequence[IPNetwork]) -> None:
@@ -114,10 +123,9 @@ class Addresses:
             each.address(offset) for each in self._ranges for offset in each.used
         )
 
-    @property
-    def counts(self) -> dict[str, tuple[int, int, int]]:
-        """For each range: how many addresses are in use, rest, and how many there are."""
-        return {str(r.cidr): (len(r.used), len(r.resting), _size(r.cidr)) for r in self._ranges}
+    def use(self) -> tuple[Use, ...]:
+        """What became of each range."""
+        return tuple(Use(r.cidr, len(r.used), len(r.resting), _size(r.cidr)) for r in self._ranges)
 
     def set_cidrs(self, cidrs: Sequence[IPNetwork]) -> None:
         """Give from these ranges from now on; what is in use stays so. Raises BadCidrsError."""

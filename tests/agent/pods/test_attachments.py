@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from agent.pods.attachments import Attachments, handlers
+from agent.pods.attachments import Attachments
 from agent.pods.ledger import Ledger
 from agent.pods.wiring import Wiring
 from cni import spec
@@ -425,32 +425,6 @@ def test_names_that_are_none(
             with pod.descriptor() as fd, pytest.raises(CniError, match=f"CNI_ARGS: {argument} is ") as caught:
                 await a.attachments.add(replace(good, args={**good.args, argument: value}), fd)
             assert caught.value.code == spec.INVALID_ENVIRONMENT
-            await settled(a)
-
-    asyncio.run(main())
-
-
-def test_the_calls_over_the_socket(node: Namespace, namespaces: Namespaces, tmp_path: Path) -> None:
-    pod = namespaces.new()
-
-    async def main() -> None:
-        async with agent(tmp_path) as a:
-            calls = handlers(a.attachments)
-            body = request("ADD", "c1", pod.path).body()
-            with pod.descriptor() as fd:
-                with pytest.raises(CniError, match="must come as one descriptor over the socket, not 0"):
-                    await calls["cni.ADD"](body, [])
-                answer = await calls["cni.ADD"](body, [fd])
-                assert isinstance(answer, dict)
-                checking = request("CHECK", "c1", pod.path, prevResult=answer).body()
-                assert await calls["cni.CHECK"](checking, [fd]) == {}
-            status = {"config": {"cniVersion": "1.1.0", "name": "podwall", "type": "podwall"}}
-            assert await calls["cni.STATUS"](status, []) == {}
-            a.rules.fail_detached = "the table was not found"
-            with pytest.raises(CniError, match="the table was missing"):
-                await calls["cni.DEL"](request("DEL", "c1").body(), [])
-            a.rules.fail_detached = ""
-            assert await calls["cni.DEL"](request("DEL", "c1").body(), []) == {}
             await settled(a)
 
     asyncio.run(main())

@@ -256,6 +256,17 @@ def test_what_is_no_pods_namespace(node: Namespace, path: str, message: str) -> 
     assert kernel_links() == set()
 
 
+def test_an_mtu_that_ipv6_cannot_use(node: Namespace, namespaces: Namespaces) -> None:
+    pod = namespaces.new()
+
+    async def main() -> None:
+        async with wiring() as made:
+            with pytest.raises(WiringError, match="MTU 1200 is less than IPv6 needs"):
+                await attach(made, attachment(mtu=1200), pod)
+
+    asyncio.run(main())
+
+
 def test_an_interface_that_is_there_already(node: Namespace, namespaces: Namespaces) -> None:
     pod = namespaces.new()
 
