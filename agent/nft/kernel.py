@@ -79,7 +79,7 @@ class Kernel:
     @property
     def worker_pid(self) -> int | None:
         """The worker's process id while there is one."""
-        return self._worker.pid if self._worker else None
+        return self._worker.pid if self._worker and not self._worker.ended else None
 
     async def start(self) -> None:
         """Start the worker and listen; NftError when libnftables cannot be used here."""
@@ -129,15 +129,13 @@ class Kernel:
                 async with asyncio.timeout(self._commit_timeout_s):
                     answer, payload = await worker.ask(kind, text.encode())
             except TimeoutError:
-                await self._end()
+                await self._end(kill=True)
                 raise NftError("timeout", f"no answer within {self._commit_timeout_s:g} s", text) from None
             except (EOFError, ConnectionError) as problem:
                 status = await self._end()
                 raise NftError("lost", f"the worker ended ({_ended(status)})", text) from problem
-            except (
-                BaseException
-            ):  # cancelled between question and answer: the next answer would be this one's
-                await self._end()
+            except BaseException:  # cancelled: what is still to come would be taken for the next one's answer
+                await self._end(kill=True)
                 raise
             finally:
                 self._notifications.judge(worker.ports)
@@ -148,6 +146,8 @@ class Kernel:
     async def _ready(self, text: str) -> "_Worker":
         if self._stopped:
             raise NftError("stopped", "the agent is ending", text)
+        if self._worker is not None and self._worker.ended:  # while nothing was asked: nothing is lost
+            log.warning("event=nft-worker-ended %s", _ended(await self._end()))
         if self._worker is None:
             try:
                 async with asyncio.timeout(START_TIMEOUT_S):
@@ -157,18 +157,18 @@ class Kernel:
                     "lost", "the worker does not start: is python3-nftables installed for this Python?", text
                 ) from problem
             self._notifications.judge(self._worker.ports)
-            log.info("nft-worker-started pid=%d", self._worker.pid)
+            log.info("event=nft-worker-started pid=%d", self._worker.pid)
         return self._worker
 
-    async def _end(self) -> int | None:
+    async def _end(self, kill: bool = False) -> int | None:
         worker, self._worker = self._worker, None
-        return await worker.end() if worker else None
+        return await worker.end(kill) if worker else None
 
 
 def _ended(status: int | None) -> str:
     if status is None:
-        return "no status"
-    return f"signal {-status}" if status < 0 else f"exit status {status}"
+        return "status=unknown"
+    return f"signal={-status}" if status < 0 else f"status={status}"
 
 
 class _Worker:
@@ -211,9 +211,15 @@ class _Worker:
             await self._port()
         return await self._receive()
 
-    async def end(self) -> int | None:
-        """Close its input, wait, and kill it when that does not help."""
+    @property
+    def ended(self) -> bool:
+        return self._process.returncode is not None
+
+    async def end(self, kill: bool = False) -> int | None:
+        """Close its input and wait; kill it when that does not help, or at once."""
         self._requests.close()
+        if kill and not self.ended:
+            self._process.kill()
         try:
             async with asyncio.timeout(STOP_TIMEOUT_S):
                 await self._process.wait()
@@ -234,7 +240,7 @@ class _Worker:
 async def _log_lines(stream: asyncio.StreamReader, pid: int) -> None:
     """libnftables warns on standard error, and a dying interpreter says there why."""
     while line := await stream.readline():
-        log.debug("nft-worker-says pid=%d text=%r", pid, line.decode(errors="replace").rstrip())
+        log.debug("event=nft-worker-says pid=%d text=%r", pid, line.decode(errors="replace").rstrip())
 
 
 # Notifications
@@ -330,7 +336,7 @@ class Notifications:
             except BlockingIOError:
                 return
             except OSError as problem:  # ENOBUFS: the kernel dropped notifications
-                log.warning("nft-notifications-lost error=%r", problem)
+                log.warning("event=nft-notifications-lost error=%r", problem)
                 self._lose()
                 return
             self._take(datagram)
