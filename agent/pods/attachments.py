@@ -123,6 +123,11 @@ class Attachments:
         """The Pods on the network; changes as they come and go."""
         return self._current
 
+    @property
+    def leaving(self) -> tuple[Attachment, ...]:
+        """Those that are detached but not cleared away yet; their addresses are not free."""
+        return tuple(self._departures)
+
     def set_pod_cidrs(self, cidrs: Sequence[IPNetwork]) -> None:
         """Give addresses from the Node's podCIDRs from now on; without usable ones ADD is refused."""
         node = f"Node {self._settings.node_name}"

@@ -121,6 +121,7 @@ class Ledger:
             if error.cause is not Cause.DAMAGED:
                 raise
             self._move_aside()
+            log.error("event=ledger-damaged error=%r set_aside=%s", str(error), self.set_aside)
             self._connection = self._translated(self._open)
 
     def close(self) -> None:

@@ -38,7 +38,7 @@ from tests.agent.pods.world import (
 
 async def settled(a: Agent) -> None:
     """The ledger, the kernel and the rules say the same."""
-    await until(lambda: not list(a.attachments._departures))
+    await until(lambda: not a.attachments.leaving)
     assert a.rows() == kernel_rows()
     assert {each.link for each in a.rules.pods} == set(a.rows())
     assert {each.link for each in a.attachments.current.values()} == set(a.rows())
@@ -473,6 +473,33 @@ def test_gc_keeps_what_is_valid_and_what_is_another_networks(
     asyncio.run(main())
 
 
+def test_bandwidth_of_the_runtime_lives_through_a_restart_and_goes_with_the_pod(
+    node: Namespace, namespaces: Namespaces, tmp_path: Path
+) -> None:
+    pod = namespaces.new()
+    rates = {
+        "ingressRate": 8_000_000,
+        "ingressBurst": 80_000,
+        "egressRate": 4_000_000,
+        "egressBurst": 4294967295,
+    }
+
+    async def main() -> None:
+        async with agent(tmp_path) as a:
+            attached = await a.add("c1", pod, runtimeConfig={"bandwidth": rates})
+            assert kernel_links() == {attached.link, attached.shaper}
+            assert " rate 8Mbit burst 10000b " in run("tc", "qdisc", "show", "dev", attached.link)
+            assert " rate 4Mbit burst " in run("tc", "qdisc", "show", "dev", attached.shaper)
+        async with agent(tmp_path) as a:
+            assert a.attachments.current[key("c1")] == attached
+            with pod.descriptor() as fd:
+                assert await a.wiring.check(attached, fd) == []
+            await a.delete("c1")
+            assert kernel_links() == set()
+
+    asyncio.run(main())
+
+
 # The next agent
 
 
@@ -494,7 +521,7 @@ def test_a_restart_adopts_what_is_there_and_ends_what_is_not(
         async with agent(tmp_path, Settings(address_rest_s=60)) as a:
             del before[key("c1")]
             assert a.attachments.current == before
-            await until(lambda: not list(a.attachments._departures))
+            await until(lambda: not a.attachments.leaving)
             assert a.rows() == kernel_rows()
             assert kernel_links() == {each.link for each in before.values()} | {"podwall-vxlan", "theirs"}
             for container, pod in (("c2", there), ("c3", shaken)):

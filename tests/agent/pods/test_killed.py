@@ -54,7 +54,7 @@ def test_killed_at_any_moment(node: Namespace, namespaces: Namespaces, tmp_path:
 
     async def recovered() -> int:
         async with agent(tmp_path) as a:
-            await until(lambda: not list(a.attachments._departures))
+            await until(lambda: not a.attachments.leaving)
             assert a.rows() == kernel_rows(), "ledger and kernel differ"
             attached = list(a.attachments.current.values())
             addresses = [address for each in attached for address in each.addresses]

@@ -149,7 +149,7 @@ class Agent:
     async def delete(self, container_id: str) -> None:
         """Detach, and wait until nothing is left."""
         await self.attachments.delete(key(container_id))
-        await until(lambda: self.attachments._departures.of(key(container_id)) is None)
+        await until(lambda: not self.attachments.leaving)
 
 
 @contextlib.asynccontextmanager
