@@ -208,8 +208,12 @@ def up(settings: Settings) -> Path:
 
 
 def create(settings: Settings) -> None:
-    """Create the cluster, twice if need be."""
+    """Create the cluster, with a second try.
+
+    An engine that runs without a cluster is a killed run's, whose last orders it may still be carrying out.
+    """
     if offline():
+        engine.stop()
         engine.start()
         load_node_image()
     state().mkdir(parents=True, exist_ok=True)

@@ -107,10 +107,12 @@ def lacks_capability() -> bool:
 
 def stop() -> None:
     """Stop the engine in order, then remove every trace of it but its image storage."""
-    for pid in first_processes():
-        os.kill(pid, signal.SIGTERM)
     try:
+        for pid in first_processes():
+            os.kill(pid, signal.SIGTERM)
         wait_for("the container engine's end", lambda: not first_processes(), limit=30)
+    except ProcessLookupError:
+        pass
     except ClusterError:
         say("the container engine does not end by itself: it is killed")
     remove_leftovers()

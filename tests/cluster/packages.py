@@ -4,7 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
-from tests.cluster.cache import digest, entry
+from tests.cluster.cache import digest, entry, remove
 from tests.cluster.console import ClusterError, run, say
 from tests.cluster.versions import DEBIAN
 
@@ -52,4 +52,8 @@ def bootstrap(packages: tuple[str, ...], place: Path, form: str) -> None:
     words += ["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", f"--format={form}"]
     words += ["--aptopt=APT::Install-Recommends false", f"--include={','.join(packages)}"]
     words += [f"--dpkgopt=path-exclude={path}" for path in LEFT_OUT]
-    run([*words, DEBIAN, place], limit=900, env={"TMPDIR": str(place.parent)})
+    work = place.with_name(f"{place.name}-work")
+    remove(work)
+    work.mkdir()
+    run([*words, DEBIAN, place], limit=900, env={"TMPDIR": str(work)})
+    remove(work)
