@@ -14,30 +14,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from ipaddress import ip_interface, ip_network
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
+from agent.pods.answers import kubernetes_name, refusal, result, unlike_previous
 from agent.pods.departures import Departure, Departures
 from agent.pods.ipam import Addresses, BadCidrsError, ExhaustedError, IPNetwork
 from agent.pods.ledger import Cause, Ledger, LedgerError, LedgerThread, Row
-from agent.pods.model import GATEWAYS, Attachment, identities, shaper_name
+from agent.pods.model import Attachment, identities, shaper_name
 from agent.pods.wiring import FoundLink, Wiring, WiringError
 from cni import spec
-from cni.result import Interface, Ip, Result, Route, parse_result
+from cni.result import Result
 from cni.spec import AttachmentKey, CniError, Request
 
 UNDO_LIMIT_S = 5.0
 """How long a failed ADD waits for its link to be gone before it answers all the same."""
-
-_DEFAULT_ROUTES = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
-_KUBERNETES_NAME = re.compile(r"[A-Za-z0-9.-]{0,253}")
 
 _Result = TypeVar("_Result")
 
@@ -196,8 +192,8 @@ class Attachments:
             try:
                 found = await self._wiring.check(attachment, netns)
             except WiringError as error:
-                raise _refusal(attachment, error) from error
-        found += _unlike_previous(attachment, request.config)
+                raise refusal(attachment, error) from error
+        found += unlike_previous(attachment, request.config)
         if found:
             raise CniError(spec.FAILED, f"Pod {attachment}: {'; '.join(found)}")
 
@@ -246,7 +242,7 @@ class Attachments:
                 log.warning(
                     "event=add-failed pod=%s link=%s error=%r", attachment, attachment.link, str(error)
                 )
-                raise _refusal(attachment, error) from error
+                raise refusal(attachment, error) from error
             self._current[key] = self._adding.pop(key)
         log.info(
             "event=added pod=%s container=%s link=%s addresses=%s ms=%.1f",
@@ -256,7 +252,7 @@ class Attachments:
             ",".join(map(str, attachment.addresses)),
             (time.perf_counter() - begun) * 1e3,
         )
-        return _result(attachment)
+        return result(attachment)
 
     async def _end_former(self, key: AttachmentKey) -> None:
         """Wait until an earlier attachment by this name is gone; one that is in use is an error."""
@@ -284,7 +280,7 @@ class Attachments:
     def _choose(self, key: AttachmentKey, request: Request) -> Attachment:
         """Choose names and addresses, which are taken then, and all else that is known beforehand."""
         namespace, pod, uid = (
-            _kubernetes_name(request, f"K8S_POD_{each}") for each in ("NAMESPACE", "NAME", "UID")
+            kubernetes_name(request, f"K8S_POD_{each}") for each in ("NAMESPACE", "NAME", "UID")
         )
         limits = spec.bandwidth(request.config)
         try:
@@ -498,43 +494,6 @@ class Attachments:
         """What the ledger must hold, should it have to be written anew."""
         whole = [*self._current.values(), *self._departures]
         return [Row(each, True) for each in whole] + [Row(each, False) for each in self._adding.values()]
-
-
-def _kubernetes_name(request: Request, argument: str) -> str:
-    value = request.args.get(argument, "")
-    if not _KUBERNETES_NAME.fullmatch(value):
-        raise CniError(
-            spec.INVALID_ENVIRONMENT, f"CNI_ARGS: {argument} is {value[:80]!r}, not a name of Kubernetes"
-        )
-    return value
-
-
-def _refusal(attachment: Attachment, error: Exception) -> CniError:
-    if isinstance(error, CniError):
-        return error
-    code = spec.IO_FAILURE if isinstance(error, LedgerError) else spec.FAILED
-    return CniError(code, f"Pod {attachment}: {error}")
-
-
-def _result(attachment: Attachment) -> Result:
-    a = attachment
-    return Result(
-        interfaces=(
-            Interface(a.link, a.host_mac, a.mtu),
-            Interface(a.ifname, a.mac, a.mtu, a.netns),
-        ),
-        ips=tuple(Ip(ip_interface(address), 1, GATEWAYS[address.version]) for address in a.addresses),
-        routes=tuple(Route(_DEFAULT_ROUTES[each.version], GATEWAYS[each.version]) for each in a.addresses),
-    )
-
-
-def _unlike_previous(attachment: Attachment, config: Mapping[str, object]) -> list[str]:
-    previous = config.get("prevResult")
-    try:
-        told = {ip.address.ip for ip in parse_result(previous).ips} if isinstance(previous, dict) else set()
-    except ValueError as error:
-        raise CniError(spec.INVALID_CONFIG, str(error)) from error
-    return [f"prevResult lacks its address {each}" for each in attachment.addresses if each not in told]
 
 
 def _alive(link: FoundLink | None) -> bool:
