@@ -273,9 +273,9 @@ Expression: TypeAlias = Meta | Ct | Payload | Exthdr | Fib | Numgen | Concat | L
 class Match(Struct, frozen=True):
     """The rule goes on only when this holds; `right` is a value, a set of values, or a named set.
 
-    A set of values is a set of its own in the kernel, which walks through all sets of a table to make or find one:
-    2,000 rules with one each take 530 ms to load, without 20 ms (kernel 6.18), and every later commit lists them.
-    Where there may be many, share a named set or write one rule for each value.
+    A set of values is a set of its own in the kernel, which walks through all sets of a table to make or find
+    one: 2,000 rules with one each take 530 ms to load, without 20 ms (kernel 6.18), and every later commit
+    lists them. Where there may be many, share a named set or write one rule for each value.
     """
 
     left: Expression
