@@ -162,6 +162,7 @@ def _summary(results: Sequence[Result], seconds: float, colour: bool) -> Iterato
     ports = sorted({result.trial.port for result in results})
     yield f"4, 6: connected over IPv4, IPv6 on every port (TCP and UDP {', '.join(map(str, ports))})"
     yield "   +: on some ports   -: on none   !: not as expected"
+    took = f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
     bad = [result for result in results if not result.good]
     known = any(result.trial.expected is not None for result in results)
     if bad:
@@ -170,10 +171,10 @@ def _summary(results: Sequence[Result], seconds: float, colour: bool) -> Iterato
         if len(bad) > _NOTED:
             yield f"  and {len(bad) - _NOTED} more (-o json lists all)"
     elif known:
-        yield _paint(f"{len(results)} connections tried in {seconds:.1f} s, all as expected", GREEN, colour)
+        yield _paint(f"{len(results)} connections tried in {took}, all as expected", GREEN, colour)
     else:
         connected = sum(result.connected for result in results)
-        yield f"{len(results)} connections tried in {seconds:.1f} s, {connected} connected"
+        yield f"{len(results)} connections tried in {took}, {connected} connected"
 
 
 def _paint(text: str, code: str, colour: bool) -> str:

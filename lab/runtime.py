@@ -54,6 +54,7 @@ class Sandbox:
     pod: str
     uid: str
     annotations: Mapping[str, str] = field(default_factory=dict)
+    port_mappings: Sequence[Mapping[str, Any]] = ()
     result: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -107,6 +108,7 @@ class Runtime:
             pod=metadata["name"],
             uid=metadata["uid"],
             annotations=metadata.get("annotations") or {},
+            port_mappings=_port_mappings(pod),
         )
         self._keep(sandbox)
         try:
@@ -155,7 +157,7 @@ class Runtime:
         result = dict(sandbox.result) if sandbox else {}
         for plugin in reversed(plugins) if command == "DEL" else plugins:
             config = {
-                "cniVersion": configuration["cniVersion"],
+                "cniVersion": _version(configuration),
                 "name": configuration["name"],
                 **plugin,
                 **(extra or {}),
@@ -216,15 +218,36 @@ class Runtime:
         return self._sandboxes / f"{sandbox.container_id}.json"
 
 
+def _version(configuration: Object) -> str:
+    """Return the version that a current runtime speaks: the highest of those offered."""
+    offered: list[str] = configuration.get("cniVersions") or [configuration["cniVersion"]]
+    return max(offered, key=lambda text: tuple(int(part) for part in text.split(".")))
+
+
 def _runtime_config(plugin: Object, sandbox: Sandbox) -> Object:
     """Return what containerd passes for the capabilities that a plugin declares."""
     bandwidth: dict[str, int] = {}
     for annotation, direction in _BANDWIDTH.items():
         if text := sandbox.annotations.get(annotation):
             bandwidth |= {f"{direction}Rate": _rate(text), f"{direction}Burst": _BURST}
-    if bandwidth and (plugin.get("capabilities") or {}).get("bandwidth"):
-        return {"runtimeConfig": {"bandwidth": bandwidth}}
-    return {}
+    passed = {"bandwidth": bandwidth, "portMappings": list(sandbox.port_mappings)}
+    declared = plugin.get("capabilities") or {}
+    wanted = {name: value for name, value in passed.items() if value and declared.get(name)}
+    return {"runtimeConfig": wanted} if wanted else {}
+
+
+def _port_mappings(pod: Object) -> list[dict[str, Any]]:
+    ports = [port for container in pod["spec"]["containers"] for port in container.get("ports") or ()]
+    return [
+        {
+            "hostPort": port["hostPort"],
+            "containerPort": port["containerPort"],
+            "protocol": port.get("protocol", "TCP").lower(),
+            "hostIP": port.get("hostIP", ""),
+        }
+        for port in ports
+        if port.get("hostPort")
+    ]
 
 
 def _rate(text: str) -> int:

@@ -96,12 +96,15 @@ class Lab:
         routed: bool = False,
         flags: Mapping[str, str] | None = None,
         progress: Progress | None = None,
+        given: Iterable[Object] = (),
     ) -> None:
         """Describe a lab; routed: each node in a subnet of its own. flags are further settings of the agents.
 
+        given are the objects with which it starts when it is entered.
         Raises LabError for a number of nodes or a mode that cannot be.
         """
         self._flags = dict(flags or {})
+        self._start_with = tuple(given)
         self._progress = progress or (lambda _text, _seconds: None)
         self._giving_up = False
         self._given = ObjectDirectory(RUN / "given", RUN / "scratch")
@@ -121,7 +124,11 @@ class Lab:
 
     def __enter__(self) -> Self:
         if not self.settings.complete:
-            self.up()
+            try:
+                self.up(self._start_with)
+            except PodsError:
+                self.down()
+                raise
         return self
 
     def __exit__(
@@ -310,7 +317,11 @@ class Lab:
 
     def _remove(self) -> None:
         self._giving_up = True
-        state.remove()
+        try:
+            state.remove()
+        except KeyboardInterrupt:
+            state.remove()
+            raise
         self.settings = dataclasses.replace(self.settings, complete=False)
 
     def _step(self, text: str, function: Callable[..., T], *arguments: object) -> T:

@@ -47,7 +47,8 @@ def lab() -> None:
     """A cluster without Kubernetes, in network namespaces of this machine."""
     if os.geteuid() != 0:
         raise click.ClickException("the lab makes network namespaces, which only root may: try with sudo")
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _interrupt)
 
 
 @lab.command()
@@ -116,8 +117,7 @@ def demo(paths: Sequence[Path], nodes: int, vxlan: bool, routed: bool) -> None:
             raise LabError(
                 "a lab is up; look at it with `podwall lab matrix`, or remove it: podwall lab down"
             )
-        with Lab(nodes, mode=_mode(vxlan), routed=routed, progress=Console()) as made:
-            _report(made.apply(given))
+        with Lab(nodes, mode=_mode(vxlan), routed=routed, progress=Console(), given=given) as made:
             good = _show_matrix(made, "table")
         if not good:
             sys.exit(1)
@@ -177,7 +177,16 @@ def execute(place: str, command: tuple[str, ...]) -> NoReturn:
     """
     with _errors():
         netns.enter(Lab.attach().netns(place))
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    words = command[1:] if command[0] == "--" else command
+    if not words:
+        raise click.UsageError("which command? podwall lab exec POD -- COMMAND")
+    _run(words)
+
+
+def _run(command: tuple[str, ...]) -> NoReturn:
+    """Become another program. Ends as shells do when it cannot be run."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
     try:
         os.execvp(command[0], command)  # noqa: S606 - the user's own command, its arguments untouched
     except FileNotFoundError:
@@ -325,4 +334,7 @@ def _errors() -> Iterator[None]:
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    """End by the way that cleans up, and let nothing interrupt that again."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
