@@ -4,7 +4,7 @@
     down    remove it and everything made for it but the cache
     e2e     run upstream's tests: FOCUS and SKIP are regular expressions
     build   build what the cluster is made of, once
-    image   build podwall's image and print the archive's path
+    image   write podwall's image into an archive:  image FILE
     node    run a command on a node:  node NAME COMMAND ...
     outside run a command on the machine outside the cluster
     kubectl run kubectl against the cluster
@@ -16,6 +16,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 from tests.cluster import cluster, image
 from tests.cluster.console import ClusterError, say
@@ -38,7 +39,7 @@ def main(words: list[str]) -> int:
         case "build":
             cluster.build()
         case "image":
-            print(image.archive())
+            image.save(Path(*rest))
         case "node":
             return passed_on(["docker", "exec", "-i", *rest])
         case "outside":

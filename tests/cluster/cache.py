@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.cluster.console import run, say
 
-UNUSED_DAYS = 14
+KEPT = 2  # versions of one thing: this one and the one before, for going back and forth
 
 
 def root() -> Path:
@@ -51,9 +51,9 @@ def entry(name: str, key: str, build: Callable[[Path], None]) -> Path:
             temporary.rename(place)
             say(f"{name}: built in {time.monotonic() - begun:.1f} s")
         os.utime(place)
-        for other in place.parent.glob(f"{name}-{'?' * len(key)}"):
-            if other != place and time.time() - other.stat().st_mtime > UNUSED_DAYS * 86400:
-                remove(other)
+        older = sorted(place.parent.glob(f"{name}-{'?' * len(key)}"), key=lambda each: each.stat().st_mtime)
+        for each in older[:-KEPT]:
+            remove(each)
     return place
 
 

@@ -22,9 +22,10 @@ from typing import Any
 import yaml
 
 from tests.cluster import contents, engine, image, nodeimage
-from tests.cluster.cache import locked, root
+from tests.cluster.cache import digest, locked, root
 from tests.cluster.console import ClusterError, run, say, step, succeeds
 from tests.cluster.gobuild import programs
+from tests.cluster.images import write_layout
 from tests.cluster.packages import install_needed, root_archive, root_directory
 from tests.cluster.versions import (
     AGENT_PACKAGES,
@@ -119,7 +120,7 @@ def docker(*words: str | Path, limit: float = 120, stdin: bytes | Path | None = 
     return run(["docker", *words], env=environment(), limit=limit, stdin=stdin)
 
 
-def on_node(node: str, *words: str, limit: float = 60, stdin: bytes | None = None) -> str:
+def on_node(node: str, *words: str, limit: float = 60, stdin: bytes | Path | None = None) -> str:
     """Run a command on a node."""
     return docker(
         "exec", *(["--interactive"] if stdin is not None else []), node, *words, limit=limit, stdin=stdin
@@ -224,6 +225,7 @@ def create(settings: Settings) -> None:
         create_once(settings)
     if offline():
         open_door()
+        (state() / "images").write_text(str(contents.archive()))
     start_outside()
     (state() / "cluster.json").write_text(json.dumps(dataclasses.asdict(settings)))
 
@@ -317,23 +319,36 @@ def deploy() -> None:
 
 
 def load_podwall() -> bool:
-    """Load podwall's image where its content is new; say whether it was."""
-    if offline():
-        archive = image.archive()
-    else:
-        docker("build", "--tag", image.name(), "--file", CONF / "Dockerfile", image.PROJECT, limit=1200)
-        archive = Path(docker("image", "inspect", "--format", "{{.Id}}", image.name()).strip())
+    """Load podwall's image where its content is new; say whether an older one was there."""
     record = state() / "loaded"
-    if record.exists() and record.read_text() == str(archive):
+    content = digest(*map(str, image.image().layers)) if offline() else build_with_docker()
+    older = record.read_text() if record.exists() else ""
+    if older == content:
         return False
     with step("loading podwall's image into the nodes"):
         if offline():
-            kind("load", "image-archive", archive, "--name", NAME)
+            import_podwall()
         else:
             kind("load", "docker-image", image.name(), "--name", NAME)
-    again = record.exists()
-    record.write_text(str(archive))
-    return again
+    record.write_text(content)
+    return bool(older)
+
+
+def build_with_docker() -> str:
+    """Build the image as users do and return its digest."""
+    docker("build", "--tag", image.name(), "--file", CONF / "Dockerfile", image.PROJECT, limit=1200)
+    return docker("image", "inspect", "--format", "{{.Id}}", image.name()).strip()
+
+
+def import_podwall() -> None:
+    """Import the image into every node, without the layers that the nodes were made with."""
+    same = (state() / "images").read_text() == str(contents.archive())
+    layout = state() / "podwall.tar"
+    write_layout(layout, image.image(), image.base_layers() if same else ())
+    words = ["ctr", "--namespace=k8s.io", "images", "import", "--all-platforms", "--digests", "-"]
+    with ThreadPoolExecutor() as hands:
+        list(hands.map(lambda node: on_node(node, *words, stdin=layout), nodes()))
+    layout.unlink()
 
 
 def await_ready(settings: Settings) -> None:

@@ -5,6 +5,7 @@ Their names are never written down here: kubeadm and e2e.test are asked for the 
 
 from pathlib import Path
 
+from tests.cluster import image
 from tests.cluster.cache import digest, entry
 from tests.cluster.console import ClusterError, run
 from tests.cluster.gobuild import module_directory, programs
@@ -18,7 +19,8 @@ CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 def archive() -> Path:
     """Return the archive of all these images, built where missing."""
-    key = digest(Path(__file__), HERE / "images.py", HERE / "pause.c", tools(), *sources())
+    own = (Path(__file__), HERE / "images.py", HERE / "pause.c")
+    key = digest(*own, *map(str, (tools(), *image.base_layers(), *sources())))
     return entry(f"images-{KUBERNETES}", key, build)
 
 
@@ -66,7 +68,8 @@ def build(place: Path) -> None:
     work = place.with_name(f"{place.name}-layers")
     work.mkdir(exist_ok=True)
     try:
-        write_archive(place, [*system_images(work), *test_images(work)])
+        base = Image(("docker.io/library/podwall-base:local",), image.base_layers(), ())
+        write_archive(place, [base, *system_images(work), *test_images(work)])
     finally:
         for layer in work.iterdir():
             layer.unlink()

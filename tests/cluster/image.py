@@ -35,13 +35,20 @@ def name() -> str:
     return f"podwall:{project['version']}"
 
 
-def archive() -> Path:
-    """Return the image as an archive, built where missing; its path changes with its content."""
-    base, own = root_archive("agent", AGENT_PACKAGES), own_layer()
-    layers = (base, dependencies_layer(), own)
-    key = digest(name(), *map(str, layers), Path(__file__).with_name("images.py"))
-    image = Image((f"docker.io/library/{name()}",), layers, ("/usr/local/bin/podwall-agent",))
-    return entry("image-podwall", key, lambda place: write_archive(place, [image]))
+def base_layers() -> tuple[Path, ...]:
+    """Return the layers that change seldom; the offline nodes hold them from the start."""
+    return (root_archive("agent", AGENT_PACKAGES), dependencies_layer())
+
+
+def image() -> Image:
+    """Return the image, its layers built where missing."""
+    layers = (*base_layers(), own_layer())
+    return Image((f"docker.io/library/{name()}",), layers, ("/usr/local/bin/podwall-agent",))
+
+
+def save(place: Path) -> None:
+    """Write the whole image into one archive."""
+    write_archive(place, [image()])
 
 
 def dependencies_layer() -> Path:

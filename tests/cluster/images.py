@@ -6,7 +6,7 @@ import io
 import json
 import platform
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,6 +89,33 @@ def write_archive(place: Path, images: Iterable[Image]) -> None:
                 {"Config": name, "RepoTags": list(image.names), "Layers": [f"{each}.tar" for each in layers]}
             )
         add(tar, "manifest.json", json.dumps(manifest).encode())
+
+
+def write_layout(place: Path, image: Image, left_out: Collection[Path]) -> None:
+    """Write one image as an OCI layout without the layers that the reader is known to hold already."""
+    sums = {layer: sha256(layer) for layer in image.layers}
+    with tarfile.open(place, "w") as tar:
+
+        def blob(content: bytes | Path, kind: str, digest: str) -> dict[str, object]:
+            if content not in left_out:
+                add(tar, f"blobs/sha256/{digest}", content)
+            size = content.stat().st_size if isinstance(content, Path) else len(content)
+            return {
+                "mediaType": f"application/vnd.oci.image.{kind}",
+                "digest": f"sha256:{digest}",
+                "size": size,
+            }
+
+        def document(content: object, kind: str) -> dict[str, object]:
+            text = json.dumps(content).encode()
+            return blob(text, kind, hashlib.sha256(text).hexdigest())
+
+        layers = [blob(layer, "layer.v1.tar", digest) for layer, digest in sums.items()]
+        config = document(configuration(image, list(sums.values())), "config.v1+json")
+        manifest = document({"schemaVersion": 2, "config": config, "layers": layers}, "manifest.v1+json")
+        named = [{**manifest, "annotations": {"io.containerd.image.name": name}} for name in image.names]
+        add(tar, "index.json", json.dumps({"schemaVersion": 2, "manifests": named}).encode())
+        add(tar, "oci-layout", json.dumps({"imageLayoutVersion": "1.0.0"}).encode())
 
 
 def configuration(image: Image, layers: list[str]) -> dict[str, object]:
