@@ -20,11 +20,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import yaml
 
 ENVIRONMENT_PREFIX = "PODWALL_"
+
+Mode: TypeAlias = Literal["auto", "direct", "vxlan"]
 
 _NODE_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
@@ -159,7 +161,7 @@ class Config:
     )
     state_dir: Path = _setting(Path("/var/lib/podwall"), _path, "where the ledger lies")
     cni_conf_dir: Path = _setting(Path("/etc/cni/net.d"), _path, "where the runtime looks for its network")
-    mode: str = _setting(
+    mode: Mode = _setting(
         "auto",
         _one_of("auto", "direct", "vxlan"),
         "how Pods reach other nodes; auto: direct on a shared link",

@@ -1,0 +1,75 @@
+"""The calls that the agent's socket answers: the CNI commands, and what the command line asks.
+
+cni.ADD   body + the namespace's descriptor --> Attachments.add    --> result, as the asked version writes it
+cni.DEL, cni.CHECK, cni.GC, cni.STATUS                             --> nothing, or a CNI error
+status                                                             --> what the agent says of itself
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from agent import metrics
+from agent.pods.attachments import Attachments
+from agent.pods.server import Handler
+from cni import spec
+from cni.spec import AttachmentKey, CniError
+
+
+def handlers(attachments: Attachments, status: Callable[[], Mapping[str, object]]) -> Mapping[str, Handler]:
+    """Each call's handler, by its name."""
+
+    async def add(body: Mapping[str, Any], fds: list[int]) -> object:
+        request = spec.from_body("cni.ADD", body)
+        result = await attachments.add(request, _namespace(fds))
+        return result.to_json(request.cni_version)
+
+    async def delete(body: Mapping[str, Any], fds: list[int]) -> object:
+        request = spec.from_body("cni.DEL", body)
+        await attachments.delete(AttachmentKey(request.container_id, request.ifname))
+        return None
+
+    async def check(body: Mapping[str, Any], fds: list[int]) -> object:
+        await attachments.check(spec.from_body("cni.CHECK", body), _namespace(fds))
+        return None
+
+    async def collect(body: Mapping[str, Any], fds: list[int]) -> object:
+        await attachments.collect(spec.from_body("cni.GC", body))
+        return None
+
+    async def ready(body: Mapping[str, Any], fds: list[int]) -> object:
+        spec.from_body("cni.STATUS", body)
+        attachments.status()
+        return None
+
+    async def tell(body: Mapping[str, Any], fds: list[int]) -> object:
+        return status()
+
+    return {
+        "cni.ADD": add,
+        "cni.DEL": delete,
+        "cni.CHECK": check,
+        "cni.GC": collect,
+        "cni.STATUS": ready,
+        "status": tell,
+    }
+
+
+def observe(call: str, seconds: float, code: int) -> None:
+    """Count a call that was answered."""
+    command = call.removeprefix("cni.")
+    if command == call:
+        return
+    metrics.CNI_SECONDS.labels(command).observe(seconds)
+    if code:
+        metrics.CNI_ERRORS.labels(command, str(code)).inc()
+
+
+def _namespace(fds: list[int]) -> int:
+    if len(fds) != 1:
+        raise CniError(
+            spec.INVALID_ENVIRONMENT,
+            f"one network namespace must come with the request, but {len(fds)} descriptors did",
+        )
+    return fds[0]

@@ -1,0 +1,76 @@
+"""podwall's tables as they should be, and the commits that make them so.
+
+    owners marked dirty --> compile each --> Desired --> the difference --> one transaction --> kernel
+
+As long as every commit succeeded, what the kernel holds is known, and a transaction costs the size of the
+change. XX still only what differs is committed, so that counters, flows and sticky entries live on.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+
+from agent import metrics
+from agent.nft.diff import difference, transaction
+from agent.nft.kernel import Kernel, NftError
+from agent.nft.model import Item, Owner
+from agent.nft.owners import Desired
+
+log = logging.getLogger(__name__)
+
+
+class Rules:
+    """Keeps the kernel's tables equal to what `compile_owner` says; `run` is a reconciler's.
+
+    Times are seconds since the epoch: of the last transaction, and of when all was last as it should be.
+    """
+
+    def __init__(self, kernel: Kernel, compile_owner: Callable[[Owner], Iterable[Item]]) -> None:
+        self.commits = 0
+        self.last_commit: float | None = None
+        self.last_check: float | None = None
+        self._kernel = kernel
+        self._compile = compile_owner
+        self._desired = Desired()
+        self._trusted = False
+
+    @property
+    def owners(self) -> frozenset[Owner]:
+        """Those that want something now."""
+        return self._desired.owners
+
+    def distrust(self) -> None:
+        """What the kernel holds may differ from what was committed: compare as a whole next time."""
+        self._trusted = False
+
+    async def run(self, owners: frozenset[Owner]) -> None:
+        """Compile these owners and commit what differs. Raises NftError; the old rules are in force then."""
+        for owner in owners:
+            self._desired.replace(owner, self._compile(owner))
+        changes = self._desired.take()
+        trusted, self._trusted = self._trusted, True  # who distrusts from now on means the next run
+        try:
+            if not trusted:
+                changes = difference(await self._kernel.read(), self._desired.ruleset)
+            text = transaction(changes, self._desired.ruleset)
+            if text:
+                await self._commit(text, len(changes))
+        except BaseException:
+            self._trusted = False
+            raise
+        self.last_check = time.time()
+
+    async def _commit(self, text: str, items: int) -> None:
+        begun = time.perf_counter()
+        try:
+            await self._kernel.commit(text)
+        except NftError:
+            metrics.COMMIT_ERRORS.inc()
+            raise
+        seconds = time.perf_counter() - begun
+        metrics.COMMIT_SECONDS.observe(seconds)
+        self.commits += 1
+        self.last_commit = time.time()
+        log.info("event=committed items=%d bytes=%d ms=%.1f", items, len(text), seconds * 1e3)
