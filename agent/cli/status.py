@@ -1,0 +1,53 @@
+"""`podwall status`: what the agent of this node says of itself."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import click
+
+from agent.cli.ask import ask
+from agent.log import printable
+from cni.wire import SOCKET
+
+
+@click.command()
+@click.option("--socket", type=click.Path(path_type=Path), default=Path(SOCKET), help="The agent's socket.")
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
+def status(socket: Path, output: str) -> None:
+    """Say whether Pods can be put on this node, and what is in the way. Exit status 1 when they cannot."""
+    state = cast("dict[str, Any]", ask(socket, "status", {}))
+    if output == "json":
+        click.echo(json.dumps(state, indent=2))
+    else:
+        for line in _lines(state):
+            click.echo(printable(line))
+    if state["not_ready"]:
+        raise SystemExit(1)
+
+
+def _lines(state: dict[str, Any]) -> Iterator[str]:
+    yield f"Node {state['node']}: {'not ready' if state['not_ready'] else 'ready'}"
+    yield from (f"  not ready: {reason}" for reason in state["not_ready"])
+    yield from (f"  problem: {problem}" for problem in state["problems"])
+    yield f"  podwall {state['version']}, kernel {state['kernel']}, up {_ago(state['started'])}"
+    yield f"  Pods: {state['pods']}"
+    for each in state["addresses"]:
+        yield f"  {each['cidr']}: {each['used']} of {each['size']} in use, {each['resting']} rest"
+    for path in state["paths"]:
+        yield f"  to {path['cidr']} on {path['node']}: {path['way']}"
+    yield f"  commits: {state['commits']}, last {_ago(state['last_commit'])} ago"
+
+
+def _ago(when: float | None) -> str:
+    if when is None:
+        return "never"
+    seconds = max(0, int(time.time() - when))
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"
