@@ -6,7 +6,6 @@ all, and STATUS answers without an error. That is how a container runtime learns
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -32,7 +31,7 @@ class Agent:
         self.socket = node.directory / "agent.sock"
         self.state_dir = node.directory / "state"
         self._flags = dict(flags)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: processes.Process | None = None
 
     def start(self) -> None:
         """Start it; does not wait until it is ready."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import select
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -28,22 +27,57 @@ class LabError(Exception):
     """The lab cannot do what was asked; the message says what, and what to do."""
 
 
-def start(where: Path, arguments: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+class Process:
+    """A program that was started here; it may outlive this process, which then no longer cares."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._status: int | None = None
+
+    def poll(self) -> int | None:
+        """Return None while it runs, then its status: negative for the signal that ended it."""
+        if self._status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self._status = os.waitstatus_to_exitcode(status)
+                _started.discard(self)
+        return self._status
+
+    def wait(self, seconds: float = 10.0) -> int:
+        """Wait for its end and return its status. Raises LabError when it goes on."""
+        until(lambda: self.poll() is not None, seconds, lambda: f"process {self.pid} goes on")
+        assert self._status is not None
+        return self._status
+
+
+_started: set[Process] = set()
+
+
+def start(where: Path, arguments: Sequence[str], log: Path) -> Process:
     """Start a program inside a namespace, in a session of its own, its output appended to a log."""
-
-    def inside() -> subprocess.Popen[bytes]:
-        with log.open("ab") as output:
-            return subprocess.Popen(
-                arguments,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                env=environment(os.environ),
-                cwd="/",
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    actions = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_DUP2, output, 1),
+        (os.POSIX_SPAWN_DUP2, output, 2),
+    ]
+    given = environment(os.environ)
+    try:
+        process = Process(
+            netns.run(
+                where,
+                os.posix_spawnp,
+                arguments[0],
+                list(arguments),
+                given,
+                file_actions=actions,
+                setsid=True,
             )
-
-    return netns.run(where, inside)
+        )
+    finally:
+        os.close(output)
+    _started.add(process)
+    return process
 
 
 def environment(inherited: Mapping[str, str]) -> dict[str, str]:
@@ -63,6 +97,8 @@ def stop_in(namespaces: Iterable[Path], grace: float = GRACE) -> int:
     finally:
         for descriptor in held:
             os.close(descriptor)
+    for process in tuple(_started):
+        process.poll()
     return len(held)
 
 

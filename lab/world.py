@@ -182,6 +182,10 @@ class Lab:
         with state.lock():
             self._step("the lab is removed", self._remove)
 
+    def wait_until_ready(self, seconds: float = agents.READY_LIMIT) -> None:
+        """Wait until every agent takes Pods. Raises LabError with the end of an agent's log."""
+        agents.wait_until_ready(self.agents.values(), seconds)
+
     # What is there
 
     def pods(self) -> tuple[LabPod, ...]:

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from pyroute2 import IPRoute
 
-from lab import netns, processes
+from lab import manifests, netns, processes
+from lab.world import Lab
 
 PREFIX = "podwall-labtest-"
+HELLO = Path(__file__).parents[2] / "examples" / "hello"
 
 
 def connect(first: Path, second: Path, addresses: dict[str, tuple[str, ...]]) -> None:
@@ -69,3 +71,10 @@ def pair(make_netns: Callable[[str], Path]) -> tuple[Path, Path]:
     addresses = {"first": ("10.9.0.1/24", "fd09::1/64"), "second": ("10.9.0.2/24", "fd09::2/64")}
     connect(first, second, addresses)
     return first, second
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    """A lab of two nodes with the example's Pods; its tests leave these as they are."""
+    with Lab(nodes=2, given=manifests.read([HELLO])) as made:
+        yield made

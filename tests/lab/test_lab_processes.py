@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ STUBBORN = [
 ]
 
 
-def started(where: Path, arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
+def started(where: Path, arguments: list[str], log: Path) -> processes.Process:
     process = processes.start(where, arguments, log)
     processes.until(lambda: b"ready" in log.read_bytes(), 10, lambda: "the program did not start")
     return process

@@ -1,0 +1,149 @@
+"""How labs begin and end: by command, by signal, by accident."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from lab import manifests, matrix, names, netns, processes, state
+from lab.world import Lab, LabError
+
+HELLO = Path(__file__).parents[2] / "examples" / "hello"
+PODWALL = [sys.executable, "-m", "agent.cli.main", "lab"]
+
+
+def podwall(*arguments: str | Path, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [*PODWALL, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=processes.environment(os.environ),
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == expect, done.stderr
+    return done
+
+
+@pytest.fixture(autouse=True)
+def no_lab() -> Iterator[None]:
+    """Nothing is there before and after."""
+    assert not state.remains(), "a lab is up on this machine: podwall lab down"
+    yield
+    left = state.remains()
+    state.remove()
+    assert not left
+
+
+def begin_up(log: Path, stage: str) -> subprocess.Popen[bytes]:
+    """Begin an up and return when it has told of a stage."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*PODWALL, "up", "-f", str(HELLO)], stderr=output, env=processes.environment(os.environ)
+        )
+    processes.until(lambda: stage in log.read_text(), 20, lambda: f"no {stage}: {log.read_text()}")
+    return process
+
+
+def nobody_left() -> bool:
+    return not state.remains() and not list(netns.names(names.LAB + "-"))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [["--nodes", "3"], ["--vxlan"], ["--routed"], ["--vxlan", "--routed"]],
+    ids=" ".join,
+)
+def test_the_demo_ends_well_and_leaves_nothing(shape: Sequence[str]) -> None:
+    done = podwall("demo", "-f", HELLO, *shape)
+
+    assert "all as expected" in done.stdout
+    assert "\033" not in done.stdout
+    assert nobody_left()
+
+
+def test_the_commands_one_after_the_other(tmp_path: Path) -> None:
+    podwall("up", "-f", HELLO)
+    assert "already" in podwall("up", "-f", HELLO).stderr
+    podwall("up", "-f", HELLO, "--nodes", "3", expect=1)
+    pods = json.loads(podwall("pods", "-o", "json").stdout)
+    assert {pod["status"] for pod in pods} == {"Running"}
+    seen = json.loads(podwall("matrix", "-o", "json").stdout)
+    assert seen["ok"]
+    assert all(entry["verdict"] == "connected" for entry in seen["connections"])
+    assert "ready" in podwall("status").stdout
+
+    assert podwall("exec", "hello/web", "--", "sh", "-c", "exit 7", expect=7).stdout == ""
+    assert "eth0" in podwall("exec", "data/db-0", "ip", "-o", "addr").stdout
+    assert "no such command" in podwall("exec", "data/db-0", "--", "nothing-of-this-name", expect=127).stderr
+
+    (tmp_path / "policy.yaml").write_text(
+        "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy,"
+        " metadata: {name: p}, spec: {podSelector: {}}}"
+    )
+    podwall("apply", "-f", tmp_path)
+    assert "not computed yet" in podwall("matrix").stdout
+    assert "4 stopped" in podwall("delete", "-f", HELLO / "hello.yaml").stderr
+    podwall("down")
+    assert "no lab is up" in podwall("down").stderr
+    assert "no lab is up" in podwall("status", expect=1).stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stage", ["nodes", "agents"])
+def test_an_interrupted_up_leaves_nothing(number: signal.Signals, stage: str, tmp_path: Path) -> None:
+    process = begin_up(tmp_path / "log", stage)
+    process.send_signal(number)
+
+    assert process.wait(20) in {130, 0}
+    if process.returncode == 0:
+        podwall("down")  # it was faster than the signal
+    assert nobody_left()
+
+
+@pytest.mark.parametrize("then", ["down", "up"])
+def test_what_a_killed_up_left_is_removed(then: str, tmp_path: Path) -> None:
+    process = begin_up(tmp_path / "log", "nodes")
+    process.kill()
+    process.wait(10)
+    assert state.remains()
+    assert "no lab is up" in podwall("pods", expect=1).stderr
+
+    if then == "up":
+        assert "what a killed lab left is removed" in podwall("up", "-f", HELLO).stderr
+    podwall("down")
+
+    assert nobody_left()
+
+
+def test_an_agent_that_cannot_start_shows_its_log_and_nothing_stays() -> None:
+    with (
+        pytest.raises(LabError, match=r"(?s)node1: the agent ended.*vxlan_port"),
+        Lab(flags={"vxlan-port": "0"}),
+    ):
+        pytest.fail("it must not come up")
+
+    assert nobody_left()
+
+
+def test_a_bad_manifest_starts_nothing(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("kind: Pod\nmetadata: {name: a}\napiVersion: v1\nspec: {}\n")
+
+    assert "Pod default/a: spec.containers" in podwall("up", "-f", tmp_path, expect=1).stderr
+    assert nobody_left()
+
+
+def test_nodes_in_subnets_of_their_own_share_none() -> None:
+    with Lab(3, routed=True, given=manifests.read([HELLO])) as lab:
+        networks = {interface.network for place in lab.nodes for interface in place.interfaces}
+        assert len(networks) == 6
+        hosts = [matrix.Host(pod.full_name, pod.netns, pod.addresses, pod.ports) for pod in lab.pods()]
+        assert len(hosts) == 6
+        assert lab.connect("node1", lab.node("node3").addresses[1], 9999) == "refused"
