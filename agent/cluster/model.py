@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 
 from msgspec import Struct
 
@@ -374,6 +374,11 @@ Kind: TypeAlias = Literal["Node", "Namespace", "Pod", "NetworkPolicy", "Service"
 KINDS: tuple[Kind, ...] = ("Node", "Namespace", "Pod", "NetworkPolicy", "Service", "EndpointSlice")
 Object: TypeAlias = Node | Namespace | Pod | NetworkPolicy | Service | EndpointSlice
 Key: TypeAlias = str | tuple[str, str]
+
+
+def kind_of(item: Object) -> Kind:
+    """The kind of an object, as Kubernetes names it."""
+    return cast("Kind", type(item).__name__)
 
 
 class Upsert(Struct, frozen=True, gc=False):

@@ -51,13 +51,8 @@ def address(value: object, field: str, found: Found) -> IPAddress | None:
     """An IPv4 or IPv6 address."""
     result = _address(value) if isinstance(value, str) else None
     if result is None:
-        found.append(
-            Problem(
-                field,
-                f"{shown(value)} is not an IPv4 or IPv6 address "
-                "(no leading zeros, no zone, no IPv4-mapped IPv6 address)",
-            )
-        )
+        message = "is not an IPv4 or IPv6 address (no leading zeros, no zone, no IPv4-mapped IPv6 address)"
+        _note(field, f"{shown(value)} {message}", found)
     return result
 
 
@@ -65,9 +60,8 @@ def network(value: object, field: str, found: Found) -> IPNetwork | None:
     """A range in CIDR notation; bits beyond the prefix are cleared, as Kubernetes does."""
     result = _network(value) if isinstance(value, str) else None
     if result is None:
-        found.append(
-            Problem(field, f"{shown(value)} is not a CIDR such as 10.0.0.0/8 or fd00::/8 (no leading zeros)")
-        )
+        message = "is not a CIDR such as 10.0.0.0/8 or fd00::/8 (no leading zeros)"
+        _note(field, f"{shown(value)} {message}", found)
     return result
 
 
@@ -75,7 +69,7 @@ def port(value: object, field: str, found: Found) -> int | None:
     """A port number from 1 to 65535."""
     if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 65535:
         return value
-    found.append(Problem(field, f"{shown(value)} is not a port number from 1 to 65535"))
+    _note(field, f"{shown(value)} is not a port number from 1 to 65535", found)
     return None
 
 
@@ -85,13 +79,8 @@ def port_or_name(value: object, field: str, found: Found) -> int | str | None:
         return port(value, field, found)
     if _PORT_NAME.fullmatch(value):
         return value
-    found.append(
-        Problem(
-            field,
-            f"{shown(value)} is not the name of a port: at most 15 of a-z, 0-9 and single '-' between them, "
-            "with a letter; a number is written without quotes",
-        )
-    )
+    message = "is not the name of a port: at most 15 of a-z, 0-9 and single '-' between them, with a letter"
+    _note(field, f"{shown(value)} {message}; a number is written without quotes", found)
     return None
 
 
@@ -99,8 +88,14 @@ def protocol(value: object, field: str, found: Found) -> Protocol | None:
     """TCP, UDP or SCTP."""
     if value in PROTOCOLS:
         return value
-    found.append(Problem(field, f"{shown(value)} is not a protocol: allowed are TCP, UDP, SCTP"))
+    _note(field, f"{shown(value)} is not a protocol: allowed are TCP, UDP, SCTP", found)
     return None
+
+
+def _note(field: str, message: str, found: Found) -> None:
+    """Add a problem, unless this field has one: what was left out for its type is not missing as well."""
+    if all(problem.field != field for problem in found):
+        found.append(Problem(field, message))
 
 
 def label_key(value: object) -> bool:
