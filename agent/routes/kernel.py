@@ -94,11 +94,12 @@ class RouteKernel:
         return await self.sync(Plan())
 
     async def changes(self) -> AsyncIterator[None]:
-        """Yield after links, addresses or routes changed, many changes at once; whoever asks then syncs."""
+        """Yield after anything changed that routes between nodes depend on; whoever asks then syncs."""
         watch = await self._in_thread(_watch)
         heard = asyncio.Event()
         loop = asyncio.get_running_loop()
-        loop.add_reader(watch, _drain, watch, heard)
+        pods: messages.Names = {}
+        loop.add_reader(watch, _drain, watch, heard, pods)
         try:
             while True:
                 await heard.wait()
@@ -308,17 +309,20 @@ def _watch() -> socket.socket:
     return watch
 
 
-def _drain(watch: socket.socket, heard: asyncio.Event) -> None:
+def _drain(watch: socket.socket, heard: asyncio.Event, pods: messages.Names) -> None:
     """Empty the socket; what changed is read anew, so a lost message (ENOBUFS) loses nothing."""
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            with contextlib.suppress(InterruptedError):
-                try:
-                    watch.recv(1 << 16)
-                except OSError as error:
-                    if error.errno != errno.ENOBUFS:
-                        raise
+    while True:
+        try:
+            data = watch.recv(1 << 16)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
             heard.set()
+        else:
+            if messages.matters(data, pods):
+                heard.set()
 
 
 __all__ = ["Changes", "RouteError", "RouteKernel"]

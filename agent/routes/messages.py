@@ -5,6 +5,7 @@ Layouts: linux/rtnetlink.h, linux/neighbour.h, linux/if_link.h (IFLA_VXLAN_*).
 
 from __future__ import annotations
 
+import re
 import socket
 import struct
 from collections.abc import Set
@@ -39,7 +40,6 @@ from agent.pods.rtnetlink import (
 from agent.routes.plan import PROTOCOL, VXLAN_DEVICE, Forwarding, Neighbour, Route, Vxlan
 
 RTM_DELADDR, RTM_DELROUTE, RTM_DELNEIGH = 21, 25, 29
-KERNEL_PROTOCOL = 2
 
 Names = dict[int, str]
 Destination = tuple[int, int, bytes]  # family, prefix length, address: a route's key without making objects
@@ -305,3 +305,45 @@ def parse_vxlan(body: bytes, link: Link, addresses: frozenset[IPAddress]) -> Vxl
 
 def _number(value: bytes) -> int:
     return int(struct.unpack("=I", value)[0])
+
+
+# Notifications
+
+_HEADER = struct.Struct("=IHHII")
+_POD_LINK = re.compile(rb"podwalli?[0-9a-f]{7,8}\0?")
+_LINK_EVENTS, _ADDRESS_EVENTS = (RTM_NEWLINK, RTM_DELLINK), (RTM_NEWADDR, RTM_DELADDR)
+
+
+def matters(data: bytes, names: Names) -> bool:
+    """Whether notifications may concern routes between nodes; Pods' links come and go all the time.
+
+    `names` are the devices whose addresses matter not; those of Pods' links are added here.
+    """
+    found = False
+    offset = 0
+    while offset + _HEADER.size <= len(data):
+        size, kind, _, _, _ = _HEADER.unpack_from(data, offset)
+        found = _matters(kind, data[offset + _HEADER.size : offset + size], names) or found
+        offset += max(_HEADER.size, (size + 3) & ~3)
+    return found
+
+
+def _matters(kind: int, body: bytes, pods: Names) -> bool:
+    if kind in _LINK_EVENTS:
+        index = struct.unpack_from("=i", body, 4)[0]
+        name = attributes(body, _IFINFO.size).get(_IFLA_IFNAME, b"")
+        if _POD_LINK.fullmatch(name):
+            pods[index] = name.rstrip(b"\0").decode()
+            if kind == RTM_DELLINK:
+                del pods[index]
+            return False
+        return True
+    if kind in _ADDRESS_EVENTS:
+        return struct.unpack_from("=I", body, 4)[0] not in pods
+    _, _, _, _, table, protocol, _, type_, flags = _ROUTE.unpack_from(body)
+    if table != TABLE_MAIN or flags & _RTM_F_CLONED:
+        return False
+    if protocol == PROTOCOL:  # what podwall made is as it should be; what it made and is gone may not be
+        gateway = _gateway(attributes(body, _ROUTE.size)) is not None
+        return kind == RTM_DELROUTE and (gateway or type_ == _UNREACHABLE)
+    return True

@@ -300,3 +300,41 @@ def test_the_uplink_and_its_changes(world: World, kernels: Kernels) -> None:
             assert ip_address("203.0.113.1") in routed.addresses
 
     asyncio.run(story())
+
+
+def test_pods_that_come_and_go_do_not_wake_the_routes(world: World, kernels: Kernels) -> None:
+    place, kernel = world.places["a"], kernels["a"]
+
+    async def woken(batch: str) -> bool:
+        changes = kernel.changes()
+        waiting = asyncio.ensure_future(anext(changes))
+        await kernel.read()  # behind the watch's own start on the same thread
+        place.batch(batch)
+        await asyncio.wait([waiting], timeout=0.5)
+        heard = waiting.done()
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        await changes.aclose()
+        return heard
+
+    async def story() -> None:
+        async with open_kernels(kernels):
+            plan = await planned(kernel, "a", world.nodes.values(), "auto")
+            await kernel.sync(plan)
+            assert not await woken(
+                """link add name podwall0badcafe type veth peer name eth9 netns POD
+                link set podwall0badcafe addrgenmode none
+                link set podwall0badcafe up
+                route add 10.244.1.9 dev podwall0badcafe proto 112
+                route del 10.244.1.9 dev podwall0badcafe proto 112
+                link del podwall0badcafe""".replace("POD", world.places["pod-b"].netns)
+            )
+            for batch in (
+                "route del 10.244.2.0/24",
+                "route add 10.50.0.0/16 via 192.168.77.2",
+                "addr add 192.168.78.1/24 dev eth0",
+                "link set podwall-vxlan down",
+            ):
+                assert await woken(batch), batch
+
+    asyncio.run(story())
