@@ -28,13 +28,12 @@ from .model import (
     Object,
     Problem,
 )
-from .values import Found, object_name, shown
+from .values import MOST_LEFT_OUT, Found, object_name, shown
 
 AnyKind: TypeAlias = Kind | Literal["Endpoints"]
 AnyObject: TypeAlias = Object | Endpoints
 
 _CLUSTER_SCOPED = frozenset(("Node", "Namespace"))
-_MOST_PRUNED = 64
 _ERROR_PATH = re.compile(r"(?s)(.*) - at `(?:key in )?\$([^`]*)`")
 _PATH_STEP = re.compile(r"\.([A-Za-z0-9_]+)|\[(\d+)\]|(\[\.\.\.\])")
 
@@ -160,7 +159,7 @@ def _each(
 def _salvaged(kind: AnyKind, tree: object) -> AnyObject:
     """The object without the fields of a wrong type, which become its problems."""
     reader, found = _READERS[kind], cast("Found", [])
-    for _ in range(_MOST_PRUNED):
+    for _ in range(MOST_LEFT_OUT):
         try:
             item = msgspec.convert(tree, reader.wire)
         except msgspec.ValidationError as error:

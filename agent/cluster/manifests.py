@@ -4,7 +4,7 @@
 
 A document that cannot be read is named by file, number and line, and the others go on.  `ManifestSource`
 keeps the last version of a file in which everything could be read: half of an edit must not open what the
-rest of it closed.  Every namespace that something lives in exists, with the label that the API server would give.
+rest of it closed.  Every namespace that something lives in exists, labelled as the API server would.
 """
 
 from __future__ import annotations

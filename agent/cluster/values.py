@@ -19,6 +19,8 @@ _PORT_NAME = re.compile(r"(?=.{1,15}\Z)(?=.*[a-z])(?!.*--)[a-z0-9](?:[-a-z0-9]*[
 _PREFIX = re.compile(r"0|[1-9][0-9]{0,2}")
 
 Found = list[Problem]
+MOST_LEFT_OUT = 64
+"""Fields of a wrong type, after which an object is refused."""
 
 
 @lru_cache(maxsize=16384)
@@ -93,8 +95,8 @@ def protocol(value: object, field: str, found: Found) -> Protocol | None:
 
 
 def _note(field: str, message: str, found: Found) -> None:
-    """Add a problem, unless this field has one: what was left out for its type is not missing as well."""
-    if all(problem.field != field for problem in found):
+    """Add a problem, unless the field was left out for its type (few are, and they come first)."""
+    if all(problem.field != field for problem in found[:MOST_LEFT_OUT]):
         found.append(Problem(field, message))
 
 
