@@ -226,6 +226,7 @@ def create(settings: Settings) -> None:
     if offline():
         open_door()
         (state() / "images").write_text(str(contents.archive()))
+        unpack_agnhost()
     start_outside()
     (state() / "cluster.json").write_text(json.dumps(dataclasses.asdict(settings)))
 
@@ -294,6 +295,15 @@ def open_door() -> None:
             f"the API server's port cannot be offered: {(state() / 'forward.log').read_text()}"
         )
     process.stdout.close()
+
+
+def unpack_agnhost() -> None:
+    """Let the nodes unpack agnhost in the background, once, before many Pods ask for it at the same time."""
+    name = contents.agnhost_name()
+    digest_of = f"ctr -n k8s.io images list name=={name} | awk 'NR == 2 {{ print $3 }}'"
+    script = f"ctr -n k8s.io snapshots unpack $({digest_of})"
+    for node in nodes():
+        docker("exec", "--detach", node, "sh", "-c", script)
 
 
 def start_outside() -> None:

@@ -20,7 +20,7 @@ VERSIONS = (4, 6)
 
 def served(name: str, port: int, **more: object) -> dict[str, object]:
     """Return a Pod template that serves over HTTP and is probed there."""
-    probe = {"httpGet": {"path": "/healthz", "port": port}, "periodSeconds": 2}
+    probe = {"httpGet": {"path": "/hostname", "port": port}, "periodSeconds": 2}
     container = {
         "name": "agnhost",
         "image": agnhost_name(),
@@ -157,14 +157,15 @@ def test_probes_decide_readiness(pods: list[Place]) -> None:
     bad = served("bad", PORT)
     container = bad["spec"]["containers"][0]  # type: ignore[index]
     del container["livenessProbe"]
-    container["readinessProbe"] = {"httpGet": {"path": "/nowhere", "port": PORT}, "periodSeconds": 1}
+    # agnhost is not healthy without its UDP server
+    container["readinessProbe"] = {"httpGet": {"path": "/healthz", "port": PORT}, "periodSeconds": 1}
     kube.apply(
         {"apiVersion": "v1", "kind": "Pod", **bad, "metadata": {"name": "bad", "namespace": NAMESPACE}}
     )
 
     def refused() -> bool:
         events = kube.get("events", f"--namespace={NAMESPACE}", "--field-selector=involvedObject.name=bad")
-        return any("statuscode: 404" in each["message"] for each in events)
+        return any("statuscode: 412" in each["message"] for each in events)
 
     wait_for("the kubelet's word that the probe failed", refused, limit=60)
     assert not kube.condition(kube.get("pod", "bad", f"--namespace={NAMESPACE}")[0], "Ready")
