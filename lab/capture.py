@@ -29,7 +29,7 @@ class Capture:
         self._socket = netns.run(where, _open, link, incoming_only=incoming_only)
         self._frames: list[bytes] = []
         self._closing = Event()
-        self._thread = Thread(target=self._listen, name=f"podwall-lab-capture-{link}", daemon=True)
+        self._thread = Thread(target=self._listen, name=f"podwall-capture-{link}", daemon=True)
         self._thread.start()
 
     def __enter__(self) -> Self:

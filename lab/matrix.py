@@ -9,8 +9,8 @@ A cell holds a mark per family: `4` and `6` where every port answered, `+` where
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lab.names import Address
@@ -40,8 +40,8 @@ class Trial:
     address: Address
     port: int
     protocol: str
-    expected: bool | None
     netns: Path
+    expected: bool | None = None
 
     @property
     def probe(self) -> Probe:
@@ -95,7 +95,20 @@ class Result:
         )
 
 
-def trials(sources: Iterable[Host], targets: Sequence[Host], expected: bool | None) -> Iterator[Trial]:
+Expectation = Callable[[Trial], bool | None]
+"""Says of a trial, whose own `expected` is still None, whether it should connect."""
+
+
+def everything(_trial: Trial) -> bool:
+    """Expect all to connect."""
+    return True
+
+
+def unknown(_trial: Trial) -> None:
+    """Expect nothing in particular."""
+
+
+def trials(sources: Iterable[Host], targets: Sequence[Host], expected: Expectation) -> Iterator[Trial]:
     """Yield every connection to try, from everybody to everybody else."""
     for source in sources:
         families = {address.version for address in source.addresses}
@@ -103,7 +116,27 @@ def trials(sources: Iterable[Host], targets: Sequence[Host], expected: bool | No
             for address in target.addresses if target.name != source.name else ():
                 for port in target.ports if address.version in families else ():
                     for protocol in PROTOCOLS:
-                        yield Trial(source.name, target.name, address, port, protocol, expected, source.netns)
+                        trial = Trial(source.name, target.name, address, port, protocol, source.netns)
+                        yield replace(trial, expected=expected(trial))
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """What was seen when everybody tried to reach everybody."""
+
+    sources: tuple[Host, ...]
+    targets: tuple[Host, ...]
+    results: tuple[Result, ...]
+    seconds: float
+
+    @property
+    def good(self) -> bool:
+        """Whether everything was as expected."""
+        return all(result.good for result in self.results)
+
+    def render(self, *, colour: bool = False) -> str:
+        """Return it as a table for people."""
+        return Table(self.sources, self.targets, self.results, colour=colour).render(self.seconds)
 
 
 class Table:

@@ -7,13 +7,16 @@ outside later.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from threading import Thread
 from typing import ParamSpec, TypeVar
+
+from lab.names import LAB
 
 DIRECTORY = Path("/run/netns")
 
@@ -79,6 +82,14 @@ def run(where: Path, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     return run_thread(inside)
 
 
+def wait_for_threads() -> None:
+    """Wait for the lab's threads that still run, though who started them was interrupted."""
+    for thread in threading.enumerate():
+        if thread.name.startswith(LAB) and thread is not threading.current_thread():
+            with contextlib.suppress(RuntimeError):  # it was never started
+                thread.join()
+
+
 def run_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call a function in a thread of its own."""
     future: Future[T] = Future()
@@ -89,7 +100,7 @@ def run_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T
         except BaseException as error:  # handed to the caller as it is
             future.set_exception(error)
 
-    thread = Thread(target=body, name="podwall-lab-netns", daemon=True)
+    thread = threading.Thread(target=body, name=f"{LAB}-netns", daemon=True)
     thread.start()
     try:
         return future.result()

@@ -8,8 +8,8 @@ import json
 import shutil
 import socket
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lab import netns, processes
@@ -31,6 +31,7 @@ class Settings:
     nodes: int = 2
     mode: str = "auto"
     routed: bool = False
+    flags: Mapping[str, str] = field(default_factory=dict)
     plugin: tuple[str, ...] = ()
     complete: bool = False
 
@@ -71,11 +72,16 @@ def namespaces() -> list[Path]:
     return [netns.path(name) for name in netns.names(f"{LAB}-")]
 
 
+def remove_namespaces(names: Sequence[str]) -> None:
+    """End what runs in these namespaces, and remove them with their links."""
+    processes.stop_in([netns.path(name) for name in names])
+    for name in names:
+        netns.remove(name)
+
+
 def remove() -> None:
     """Remove everything of a lab: processes, then namespaces with their links, then files."""
-    processes.stop_in(namespaces())
-    for name in list(netns.names(f"{LAB}-")):
-        netns.remove(name)
+    remove_namespaces(tuple(netns.names(f"{LAB}-")))
     shutil.rmtree(RUN, ignore_errors=True)
     if RUN.exists():
         raise LabError(f"{RUN} cannot be removed; somebody writes into it")

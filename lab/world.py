@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -30,13 +31,14 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from cni.freeze import FreezeError, freeze
-from lab import agents, names, netns, probe, processes, serving, state, underlay
+from lab import agents, matrix, names, netns, probe, processes, serving, state, underlay
 from lab.agents import Agent
 from lab.apply import Applier, Changes, PodsError
 from lab.capture import Capture
 from lab.controllers import HOSTNAME, LabNode, container_ports
 from lab.kubelet import Kubelet
 from lab.manifests import ObjectDirectory
+from lab.matrix import Expectation, Host, Matrix
 from lab.names import LAB, RUN, Address, NodePlace, Place
 from lab.objects import Key, Object, key_of
 from lab.processes import LabError
@@ -103,13 +105,12 @@ class Lab:
         given are the objects with which it starts when it is entered.
         Raises LabError for a number of nodes or a mode that cannot be.
         """
-        self._flags = dict(flags or {})
         self._start_with = tuple(given)
         self._progress = progress or (lambda _text, _seconds: None)
         self._giving_up = False
         self._given = ObjectDirectory(RUN / "given", RUN / "scratch")
         self._cluster = ObjectDirectory(RUN / "cluster", RUN / "scratch")
-        self._compose(Settings(nodes, mode, routed))
+        self._compose(Settings(nodes, mode, routed, dict(flags or {})))
 
     @classmethod
     def attach(cls, progress: Progress | None = None) -> Self:
@@ -182,6 +183,42 @@ class Lab:
         with state.lock():
             self._step("the lab is removed", self._remove)
 
+    def add_node(self) -> NodePlace:
+        """Add a node, with the next number, and wait until it takes Pods. Raises LabError."""
+        with state.lock():
+            settings = dataclasses.replace(self.settings, nodes=self.settings.nodes + 1)
+            place = names.node(settings.nodes, routed=settings.routed)
+            underlay.add_node(place)
+            self._cluster.write(_node_object(place))
+            state.write_settings(settings)
+            self._compose(settings)
+            self.agents[place.name].start()
+        self.wait_until_ready()
+        return place
+
+    def remove_node(self) -> Changes:
+        """Remove the last node as if it had died; its Pods are made anew elsewhere. Raises as apply does."""
+        with state.lock():
+            place = self.nodes[-1]
+            lost = [key for key, item in self._cluster.read().items() if _is_on(item, place.name)]
+            boxes = [box.netns for box in self.runtimes[place.name].sandboxes()]
+            state.remove_namespaces([place.netns, *boxes])
+            for key in [*lost, Key("Node", "", place.name)]:
+                self._cluster.remove(key)
+            shutil.rmtree(place.directory)
+            settings = dataclasses.replace(self.settings, nodes=self.settings.nodes - 1)
+            state.write_settings(settings)
+            self._compose(settings)
+            return self._apply(self._given.read())
+
+    def unplug(self, node: str) -> None:
+        """Pull a node's cable out of the underlay; its agent and its Pods go on. Raises LabError."""
+        underlay.set_uplink(self.node(node), "down")
+
+    def plug(self, node: str) -> None:
+        """Put a node's cable back. Raises LabError."""
+        underlay.set_uplink(self.node(node), "up")
+
     def wait_until_ready(self, seconds: float = agents.READY_LIMIT) -> None:
         """Wait until every agent takes Pods. Raises LabError with the end of an agent's log."""
         agents.wait_until_ready(self.agents.values(), seconds)
@@ -250,6 +287,24 @@ class Lab:
         target = ip_address(str(address))
         return probe.run([probe.Probe(self.netns(source), target, port, protocol, ask=ask.encode())])[0]
 
+    def matrix(self, expected: Expectation = matrix.everything) -> Matrix:
+        """Connect every running Pod and every node to every running Pod and the outside, on all ports."""
+        running = [pod for pod in self.pods() if pod.addresses and pod.phase == "Running"]
+        pods = [Host(pod.full_name, pod.netns, pod.addresses, pod.ports, pod.node) for pod in running]
+        asked = [pod for pod in pods if pod.ports]
+        only_asking = [pod for pod in pods if not pod.ports]
+        nodes = [Host(place.name, netns.path(place.netns), place.addresses) for place in self.nodes]
+        beyond = Host("outside", netns.path(names.OUTSIDE), self.outside.addresses, OUTSIDE_PORTS)
+        sources, targets = (*asked, *only_asking, *nodes), (*asked, beyond)
+        trials = tuple(matrix.trials(sources, targets, expected))
+        began = time.monotonic()
+        outcomes = probe.run([trial.probe for trial in trials])
+        seconds = time.monotonic() - began
+        results = tuple(
+            matrix.Result(trial, outcome) for trial, outcome in zip(trials, outcomes, strict=True)
+        )
+        return Matrix(sources, targets, results, seconds)
+
     def run(
         self, source: str, arguments: Sequence[str], *, seconds: float = 30.0
     ) -> subprocess.CompletedProcess[str]:
@@ -281,7 +336,7 @@ class Lab:
         self.runtimes = {
             place.name: Runtime(place, settings.plugin, lambda: self._giving_up) for place in self.nodes
         }
-        flags = {"mode": settings.mode, **self._flags}
+        flags = {"mode": settings.mode, **settings.flags}
         self.agents = {place.name: Agent(place, self.runtimes[place.name], flags) for place in self.nodes}
         self._kubelet = Kubelet(self.runtimes, self._cluster)
         lab_nodes = [LabNode(place.name, _node_labels(place)) for place in self.nodes]
@@ -302,7 +357,8 @@ class Lab:
             for agent in self.agents.values():
                 agent.start()
             self._start_server()
-            self._compose(dataclasses.replace(self.settings, plugin=plugin.result()))
+            command = self._step("the CNI binary", plugin.result)
+            self._compose(dataclasses.replace(self.settings, plugin=command))
         self._step("agents", agents.wait_until_ready, self.agents.values())
         self._compose(dataclasses.replace(self.settings, complete=True))
         state.write_settings(self.settings)
@@ -322,11 +378,17 @@ class Lab:
     def _remove(self) -> None:
         self._giving_up = True
         try:
-            state.remove()
+            self._remove_all()
         except KeyboardInterrupt:
-            state.remove()
+            self._remove_all()
             raise
         self.settings = dataclasses.replace(self.settings, complete=False)
+
+    def _remove_all(self) -> None:
+        """Remove the lab, and what an interrupted thread was just making of it."""
+        processes.stop_in(state.namespaces())
+        netns.wait_for_threads()
+        state.remove()
 
     def _step(self, text: str, function: Callable[..., T], *arguments: object) -> T:
         began = time.monotonic()
@@ -369,6 +431,10 @@ def _find_plugin(progress: Progress) -> tuple[str, ...]:
         progress(f"the CNI plugin runs as python -m cni, since its binary cannot be built: {error}", 0.0)
         return (sys.executable, "-m", "cni")
     return (str(binary),)
+
+
+def _is_on(item: Object, node: str) -> bool:
+    return bool(item["kind"] == "Pod" and item["spec"].get("nodeName") == node)
 
 
 def _node_labels(place: NodePlace) -> dict[str, str]:

@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +17,9 @@ from typing import Any, NoReturn
 
 import click
 
-from lab import manifests, matrix, netns, probe, state
+from lab import manifests, matrix, netns, state
 from lab.objects import ManifestError, key_of
-from lab.world import OUTSIDE_PORTS, Changes, Lab, LabError, LabPod, PodsError
+from lab.world import Changes, Lab, LabError, LabPod, PodsError
 
 _INTERRUPTED = 130
 _CANNOT_RUN = 126
@@ -215,28 +214,14 @@ class Console:
 
 def _show_matrix(made: Lab, output: str) -> bool:
     """Try everything and show what was seen; whether it was as expected."""
-    sources, targets = _hosts(made)
     policies = any(key.kind == "NetworkPolicy" for key in made.objects())
-    trials = list(matrix.trials(sources, targets, None if policies else True))
-    began = time.monotonic()
-    outcomes = probe.run([trial.probe for trial in trials])
-    seconds = time.monotonic() - began
-    results = [matrix.Result(trial, outcome) for trial, outcome in zip(trials, outcomes, strict=True)]
+    seen = made.matrix(matrix.unknown if policies else matrix.everything)
     missing = [pod.full_name for pod in made.pods() if pod.phase != "Running"]
-    good = not missing and all(result.good for result in results)
+    good = seen.good and not missing
     if output == "json":
-        document = {
-            "ok": good,
-            "seconds": round(seconds, 3),
-            "expected": not policies,
-            "not_running": missing,
-        }
-        click.echo(
-            json.dumps({**document, "connections": [result.to_json() for result in results]}, indent=1)
-        )
+        click.echo(json.dumps(_matrix_json(seen, good, missing), indent=1))
         return good
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    click.echo(matrix.Table(sources, targets, results, colour=colour).render(seconds))
+    click.echo(seen.render(colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
     if policies:
         click.echo(
             "there are NetworkPolicies: what they should let through is not computed yet, so not judged"
@@ -246,17 +231,10 @@ def _show_matrix(made: Lab, output: str) -> bool:
     return good
 
 
-def _hosts(made: Lab) -> tuple[list[matrix.Host], list[matrix.Host]]:
-    """Return who asks and who is asked: running Pods, and nodes only ask, and the outside is only asked."""
-    running = [pod for pod in made.pods() if pod.addresses and pod.phase == "Running"]
-    asking = [matrix.Host(pod.full_name, pod.netns, pod.addresses, pod.ports, pod.node) for pod in running]
-    asked = [host for host in asking if host.ports]
-    nodes = [
-        matrix.Host(place.name, netns.path(place.netns), place.addresses, (), "") for place in made.nodes
-    ]
-    outside = made.outside
-    beyond = matrix.Host("outside", netns.path(outside.netns), outside.addresses, OUTSIDE_PORTS)
-    return [*asked, *(host for host in asking if not host.ports), *nodes], [*asked, beyond]
+def _matrix_json(seen: matrix.Matrix, good: bool, missing: Sequence[str]) -> dict[str, object]:
+    connections = [result.to_json() for result in seen.results]
+    seconds = round(seen.seconds, 3)
+    return {"ok": good, "seconds": seconds, "not_running": missing, "connections": connections}
 
 
 def _report(changes: Changes) -> None:

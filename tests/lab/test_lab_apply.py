@@ -96,7 +96,7 @@ def host(name: str, number: int, *ports: int) -> matrix.Host:
 def test_the_matrix_tries_everybody_else_in_both_families() -> None:
     hosts = [host("ns/a", 1, 80, 81), host("ns/b", 2, 80)]
 
-    found = list(matrix.trials([*hosts, host("node1", 9)], hosts, True))
+    found = list(matrix.trials([*hosts, host("node1", 9)], hosts, matrix.everything))
 
     assert len(found) == (4 + 8 + 12)
     assert not [trial for trial in found if trial.source == trial.target]
@@ -110,7 +110,7 @@ def test_the_table_marks_what_was_seen() -> None:
     }
     results = [
         matrix.Result(trial, outcomes.get((trial.source, trial.target), Outcome(CONNECTED, trial.target)))
-        for trial in matrix.trials(hosts, hosts, True)
+        for trial in matrix.trials(hosts, hosts, matrix.everything)
     ]
 
     table = matrix.Table(hosts, hosts, results, colour=False).render(0.5)
@@ -124,7 +124,7 @@ def test_the_table_marks_what_was_seen() -> None:
 
 def test_denied_as_expected_is_good_and_unknown_is_not_judged() -> None:
     hosts = [host("ns/a", 1, 80), host("ns/b", 2, 80)]
-    for expected in (False, None):
+    for expected in (lambda _trial: False, matrix.unknown):
         results = [matrix.Result(trial, Outcome(SILENT)) for trial in matrix.trials(hosts, hosts, expected)]
         assert all(result.good for result in results)
         assert " --" in matrix.Table(hosts, hosts, results, colour=False).render(0.1)

@@ -12,10 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from lab import manifests, matrix, names, netns, processes, state
+from lab import manifests, names, netns, processes, state
 from lab.world import Lab, LabError
 
 HELLO = Path(__file__).parents[2] / "examples" / "hello"
+ON_NODE3 = """
+{apiVersion: v1, kind: Pod, metadata: {name: late},
+ spec: {containers: [{name: c, ports: [{containerPort: 8080}]}]}}
+"""
 PODWALL = [sys.executable, "-m", "agent.cli.main", "lab"]
 
 
@@ -144,6 +148,27 @@ def test_nodes_in_subnets_of_their_own_share_none() -> None:
     with Lab(3, routed=True, given=manifests.read([HELLO])) as lab:
         networks = {interface.network for place in lab.nodes for interface in place.interfaces}
         assert len(networks) == 6
-        hosts = [matrix.Host(pod.full_name, pod.netns, pod.addresses, pod.ports) for pod in lab.pods()]
-        assert len(hosts) == 6
         assert lab.connect("node1", lab.node("node3").addresses[1], 9999) == "refused"
+        assert lab.matrix().good
+
+
+def test_nodes_come_and_go() -> None:
+    with Lab(2, given=manifests.read([HELLO])) as lab:
+        lab.add_node()
+        assert lab.matrix().good
+        lab.apply(manifests.parse(ON_NODE3, "test"))
+        there = lab.pod("late")
+        assert there.node == "node3"
+        assert lab.matrix().good
+
+        lab.unplug("node3")
+        assert lab.connect("node1", there.address(4), 8080) != "connected"
+        lab.plug("node3")
+        processes.until(
+            lambda: lab.connect("node1", there.address(4), 8080) == "connected", 5, lambda: "node3 stays away"
+        )
+
+        lab.remove_node()
+        assert lab.pod("late").node in {"node1", "node2"}
+        assert Lab.attach().pods() == lab.pods()
+        assert lab.matrix().good
