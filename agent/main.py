@@ -26,7 +26,7 @@ from agent import calls, http, metrics, node
 from agent import log as logs
 from agent.cluster.model import Event, Kind, Synced
 from agent.cluster.store import Store
-from agent.compile import links
+from agent.compile import links, tunnel
 from agent.config import Config, ConfigError, load
 from agent.nft.kernel import Kernel, NftError
 from agent.nft.model import Item, Owner
@@ -124,6 +124,9 @@ class Agent:
             return links.static(self.config.masquerade)
         if owner == links.CLUSTER:
             return links.cluster(self.store.snapshot.nodes.values())
+        if owner == tunnel.TUNNEL:
+            nodes = self.store.snapshot.nodes.values()
+            return tunnel.items(self.config.node_name, nodes, self.plan, self.config.masquerade)
         attachment = self._attached.get(owner)
         if attachment is None:
             return ()
@@ -151,9 +154,14 @@ class Agent:
             vxlan_port=config.vxlan_port,
         )
         await self._settle_sysctls(uplink.name, {cidr.version for cidr in own.pod_cidrs})
+        changed, self.plan = plan != self.plan, plan
+        if changed and plan.vxlan:  # nobody may speak into a tunnel that is not guarded yet
+            await self._rules.settle(tunnel.TUNNEL)
         changes = await self.route_kernel.sync(plan)
+        if changed and not plan.vxlan:
+            self._rules.mark(tunnel.TUNNEL)
         self.attachments.set_mtu(pod_mtu(config.mode, plan, uplink.mtu))
-        self.plan, self._routed = plan, True
+        self._routed = True
         self._announcing.mark(NODE)
         self._report_route_problems((*map(str, plan.problems), *changes.problems))
         for step in changes.done:
@@ -223,7 +231,7 @@ class Agent:
             log.info("event=synced kind=%s", event.kind)
             if all(kind in self.store.synced for kind in KINDS):
                 self._synced.set()
-        if changed:
+        if any(each.kind == "Node" for each in changed):
             self._rules.mark(links.CLUSTER)
             self._routes.mark(ROUTES)
             self._announcing.mark(NODE)

@@ -8,8 +8,8 @@ What happens to a packet (priorities in brackets; defragmentation is at -400, co
     is `link . source` in pod_links? no: drop           is `link . destination` in pod_links? no: drop
       |                                                   |
       v  inet prerouting [-300]                           v
-    neighbour discovery, router advertisement,          the Pod
-    redirect, multicast listener: drop
+    neighbour and router discovery, redirect,           the Pod
+    broadcast, multicast, stray fragment: drop
       |
       v  connection tracking, Services, policy (their own chains, later in the hooks)
       |
@@ -46,7 +46,11 @@ from agent.nft.model import (
     Concat,
     Counter,
     Element,
+    Exthdr,
+    Fib,
+    FibType,
     Hook,
+    IcmpType,
     Item,
     Match,
     Meta,
@@ -54,6 +58,7 @@ from agent.nft.model import (
     Nat,
     Network,
     Owner,
+    PacketType,
     Payload,
     Range,
     Rule,
@@ -81,6 +86,9 @@ CLUSTER_RANGES = {4: SetName(TABLE, "cluster4"), 6: SetName(TABLE, "cluster6")}
 # MLDv2 (141-143), SEND (148, 149), multicast router discovery (151-153).
 LINK_CONTROL = frozenset({Range(130, 138), Range(141, 143), Range(148, 149), Range(151, 153)})
 
+ROUTER_MESSAGES = frozenset({IcmpType.REDIRECT, IcmpType.ROUTER_ADVERTISEMENT, IcmpType.ROUTER_SOLICITATION})
+TO_MANY = frozenset({FibType.BROADCAST, FibType.MULTICAST})
+
 _IP: dict[int, Literal["ip", "ip6"]] = {4: "ip", 6: "ip6"}
 _ADDRESS = {4: "ipv4_addr", 6: "ipv6_addr"}
 
@@ -92,7 +100,7 @@ def link_owner(container_id: str, ifname: str) -> Owner:
 
 def static(masquerade: bool = True) -> tuple[Item, ...]:
     """The tables, sets and chains that every node has, whatever is in the cluster."""
-    return (*_tables(), *_sets(), *_link_chains(), _masquerade(masquerade), *_arp_chains())
+    return (*_tables(), *_sets(), *_link_chains(masquerade), _masquerade(masquerade), *_arp_chains())
 
 
 def link(host_link: str, addresses: Iterable[Address], namespace: str, pod: str) -> tuple[Item, ...]:
@@ -141,17 +149,24 @@ def _sets() -> Iterator[Item]:
         yield Set(TABLE, CLUSTER_RANGES[version].name, (kind,), flags=frozenset({"interval"}))
 
 
-def _link_chains() -> Iterator[Item]:
+def _link_chains(fragments: bool) -> Iterator[Item]:
+    """`fragments`: connection tracking is at work, so that what is still a fragment could not be joined."""
     yield _hooked("link_source", "prerouting", BEFORE_DEFRAGMENTATION, "iifname", "from_link")
     yield _hooked("link_control", "prerouting", RAW, "iifname", "control_from_link")
     yield _hooked("link_destination", "postrouting", BEFORE_DEFRAGMENTATION, "oifname", "to_link")
     yield Chain(TABLE, "from_link", tuple(_not_of_the_link("iifname", "saddr", "source")))
     yield Chain(TABLE, "to_link", tuple(_not_of_the_link("oifname", "daddr", "destination")))
-    yield Chain(
-        TABLE,
-        "control_from_link",
-        (_drop(Match(Payload("icmpv6", "type"), "==", LINK_CONTROL), why="neighbour or router discovery"),),
-    )
+    yield Chain(TABLE, "control_from_link", tuple(_control(fragments)))
+
+
+def _control(fragments: bool) -> Iterator[Rule]:
+    """What only routers and neighbours say, to whom a Pod cannot speak, and fragments nobody could join."""
+    yield _drop(Match(Payload("icmpv6", "type"), "==", LINK_CONTROL), why="neighbour or router discovery")
+    yield _drop(Match(Payload("icmp", "type"), "==", ROUTER_MESSAGES), why="redirect or router discovery")
+    yield _drop(Match(Meta("pkttype"), "!=", PacketType.HOST), why="not addressed to the node's end")
+    yield _drop(Match(Fib(("daddr",), "type"), "==", TO_MANY), why="to many")
+    if fragments:
+        yield _drop(Match(Exthdr("frag"), "==", True), why="a fragment that does not fit the others")
 
 
 def _hooked(

@@ -5,7 +5,7 @@
                                            also 192.168.99.2 and fd99::2, which no Node object says
 
 The Pods' links are made by `agent.pods.wiring`, the rules are those of `agent.compile.links` and
-`agent.routes.tunnel` as nft loads them, the routes come from `agent.routes`. Every Pod and node has a UDP
+`agent.compile.tunnel` as nft loads them, the routes come from `agent.routes`. Every Pod and node has a UDP
 socket on PORT, so that a packet that arrives is seen twice: on the wire and by the one it was meant for.
 """
 
@@ -25,13 +25,12 @@ from pathlib import Path
 import pytest
 
 from agent.cluster.model import IPAddress, Node
-from agent.compile import links
+from agent.compile import links, tunnel
 from agent.nft import render
 from agent.nft.model import Item, Ruleset
 from agent.node import settle
 from agent.pods.model import Attachment, identities
 from agent.pods.wiring import Wiring
-from agent.routes import tunnel
 from agent.routes.kernel import RouteKernel
 from agent.routes.plan import Mode, Plan, plan_routes
 from cni.spec import AttachmentKey

@@ -365,19 +365,6 @@ for _message in MESSAGES:
         )
 
 
-NOT_YET = {
-    "ICMP redirects and router discovery": "ICMPv4 redirects from a Pod's own address pass",
-    "advertisement in fragments": "a first fragment without the whole header chain passes, as it is",
-    "multicast and broadcast": "multicast and broadcast from a Pod's own address reach its node",
-}
-PARAMETERS = [
-    pytest.param(case, marks=pytest.mark.xfail(reason=NOT_YET[case], strict=True))
-    if case in NOT_YET
-    else case
-    for case in CASES
-]
-
-
 # How it is seen that nothing arrived
 
 
@@ -452,7 +439,7 @@ def state(world: World, name: str) -> str:
 SILENT = ("attacker", "neighbour", "remote", "node1", "node2")
 
 
-@pytest.mark.parametrize("case", PARAMETERS)
+@pytest.mark.parametrize("case", CASES)
 def test_nothing_of_it_arrives_anywhere(world: World, case: str) -> None:
     frames = CASES[case](world)
     assert frames

@@ -5,10 +5,9 @@ from __future__ import annotations
 from ipaddress import ip_address, ip_network
 
 from agent.cluster.model import Node
-from agent.compile import links
+from agent.compile import links, tunnel
 from agent.nft import render
 from agent.nft.model import Element, Item, Ruleset
-from agent.routes import tunnel
 from agent.routes.plan import Mode, Plan, Uplink, plan_routes
 
 
