@@ -50,3 +50,16 @@ bench: setup ## the benchmarks, peers side by side
 lock: setup ## pin the dependencies again
 	@.venv/bin/uv pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements.lock
 	@.venv/bin/uv pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-header --group dev pyproject.toml -o requirements-dev.lock
+
+cluster: setup ## a real kind cluster with podwall (NODES=3, CNI=none, KUBE_PROXY=nftables)
+	@$(PYTHON) -m tests.cluster up
+
+cluster-down: setup ## remove it
+	@$(PYTHON) -m tests.cluster down
+
+e2e: setup ## upstream's tests (FOCUS='regex' SKIP='regex')
+	@$(PYTHON) -m tests.cluster e2e
+
+clean: setup ## remove whatever podwall's lab and cluster left on this machine; caches stay
+	@.venv/bin/podwall lab down
+	@$(PYTHON) -m tests.cluster down

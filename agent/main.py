@@ -69,7 +69,7 @@ class Agent:
         self._rules = Reconciler[Owner]("rules", self._run_rules)
         self._routes = Reconciler[str]("routes", self._sync_routes)
         self._announcing = Reconciler[str]("announcement", self._announce)
-        self._source = source_of(config)
+        self._source = source_of(config, KINDS)
         self._synced = asyncio.Event()
         self._routed = False
         self._attached: dict[Owner, Attachment] = {}
@@ -201,6 +201,7 @@ class Agent:
             await self.kernel.stop()
             await self.route_kernel.close()
             await self.wiring.close()
+            self._source.close()
             if web:
                 web.close()
             log.info("event=stopped node=%s", self.config.node_name)
