@@ -24,7 +24,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
@@ -35,14 +34,16 @@ from lab import agents, matrix, names, netns, probe, processes, serving, state, 
 from lab.agents import Agent
 from lab.apply import Applier, Changes, PodsError
 from lab.capture import Capture
-from lab.controllers import HOSTNAME, LabNode, container_ports
+from lab.controllers import LabNode
 from lab.kubelet import Kubelet
 from lab.manifests import ObjectDirectory
 from lab.matrix import Expectation, Host, Matrix
 from lab.names import LAB, RUN, Address, NodePlace, Place
+from lab.nodes import node_labels, node_object
 from lab.objects import Key, Object, key_of
+from lab.pods import LabPod, read_pod
 from lab.processes import LabError
-from lab.runtime import Runtime, Sandbox
+from lab.runtime import Runtime
 from lab.state import Settings
 
 __all__ = ["Changes", "Lab", "LabError", "LabPod", "PodsError"]
@@ -54,37 +55,6 @@ Progress = Callable[[str, float | None], None]
 """Told what begins (no seconds yet), and the same text again with the seconds it took."""
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class LabPod:
-    """A Pod that there shall be, and what is known of it; a Pending one has no addresses."""
-
-    namespace: str
-    name: str
-    uid: str
-    node: str
-    phase: str
-    netns: Path
-    addresses: tuple[Address, ...]
-    ports: tuple[int, ...]
-    host_network: bool
-    host_link: str
-    container_id: str
-    labels: Mapping[str, str]
-    message: str
-
-    @property
-    def full_name(self) -> str:
-        """Namespace and name, as the Pod itself answers."""
-        return f"{self.namespace}/{self.name}"
-
-    def address(self, version: int) -> Address:
-        """The address of IP version 4 or 6. Raises LabError when there is none."""
-        for address in self.addresses:
-            if address.version == version:
-                return address
-        raise LabError(f"Pod {self.full_name} has no IPv{version} address; it is {self.phase}")
 
 
 class Lab:
@@ -189,7 +159,7 @@ class Lab:
             settings = dataclasses.replace(self.settings, nodes=self.settings.nodes + 1)
             place = names.node(settings.nodes, routed=settings.routed)
             underlay.add_node(place)
-            self._cluster.write(_node_object(place))
+            self._cluster.write(node_object(place))
             state.write_settings(settings)
             self._compose(settings)
             self.agents[place.name].start()
@@ -229,7 +199,7 @@ class Lab:
         """Return all Pods, by namespace and name."""
         found = [item for key, item in sorted(self._cluster.read().items()) if key.kind == "Pod"]
         boxes = {(box.namespace, box.pod): box for node in self.runtimes.values() for box in node.sandboxes()}
-        return tuple(self._lab_pod(item, boxes) for item in found)
+        return tuple(read_pod(item, boxes, self.runtimes) for item in found)
 
     def pod(self, name: str) -> LabPod:
         """Return a Pod by "namespace/name" or "name" (namespace default).
@@ -339,7 +309,7 @@ class Lab:
         flags = {"mode": settings.mode, **settings.flags}
         self.agents = {place.name: Agent(place, self.runtimes[place.name], flags) for place in self.nodes}
         self._kubelet = Kubelet(self.runtimes, self._cluster)
-        lab_nodes = [LabNode(place.name, _node_labels(place)) for place in self.nodes]
+        lab_nodes = [LabNode(place.name, node_labels(place)) for place in self.nodes]
         self._applier = Applier(lab_nodes, self._cluster, self._given)
 
     def _start(self) -> None:
@@ -351,7 +321,7 @@ class Lab:
         shape = "each in a subnet of its own" if self.settings.routed else "on one link"
         self._step(f"{len(self.nodes)} nodes, {shape}", underlay.build, self.nodes, names.outside())
         for place in self.nodes:
-            self._cluster.write(_node_object(place))
+            self._cluster.write(node_object(place))
         with ThreadPoolExecutor(1, thread_name_prefix="podwall-lab-plugin") as pool:
             plugin = pool.submit(_find_plugin, self._progress)
             for agent in self.agents.values():
@@ -397,29 +367,6 @@ class Lab:
         self._progress(text, time.monotonic() - began)
         return result
 
-    def _lab_pod(self, item: Object, boxes: Mapping[tuple[str, str], Sandbox]) -> LabPod:
-        key, spec, status = key_of(item), item["spec"], item.get("status", {})
-        box = boxes.get((key.namespace, key.name))
-        node = spec.get("nodeName", "")
-        in_node = bool(spec.get("hostNetwork")) and node in self.runtimes
-        where = self.node(node).netns if in_node else names.pod_netns(key.namespace, key.name)
-        ending = "deletionTimestamp" in item["metadata"]
-        return LabPod(
-            namespace=key.namespace,
-            name=key.name,
-            uid=item["metadata"].get("uid", ""),
-            node=node,
-            phase="Terminating" if ending else status.get("phase", "Pending"),
-            netns=netns.path(where),
-            addresses=tuple(ip_address(entry["ip"]) for entry in status.get("podIPs", ())),
-            ports=container_ports(item),
-            host_network=in_node,
-            host_link=box.host_link if box else "",
-            container_id=box.container_id if box else "",
-            labels=item["metadata"].get("labels") or {},
-            message=status.get("message", ""),
-        )
-
 
 def _find_plugin(progress: Progress) -> tuple[str, ...]:
     """Return the command of the CNI plugin: the frozen binary, built when this is the first time."""
@@ -435,22 +382,3 @@ def _find_plugin(progress: Progress) -> tuple[str, ...]:
 
 def _is_on(item: Object, node: str) -> bool:
     return bool(item["kind"] == "Pod" and item["spec"].get("nodeName") == node)
-
-
-def _node_labels(place: NodePlace) -> dict[str, str]:
-    return {HOSTNAME: place.name, "kubernetes.io/os": "linux", "kubernetes.io/arch": os.uname().machine}
-
-
-def _node_object(place: NodePlace) -> Object:
-    addresses = [{"type": "InternalIP", "address": str(address)} for address in place.addresses]
-    cidrs = [str(cidr) for cidr in place.pod_cidrs]
-    return {
-        "apiVersion": "v1",
-        "kind": "Node",
-        "metadata": {"name": place.name, "uid": f"podwall-lab-{place.name}", "labels": _node_labels(place)},
-        "spec": {"podCIDR": cidrs[0], "podCIDRs": cidrs},
-        "status": {
-            "addresses": [*addresses, {"type": "Hostname", "address": place.name}],
-            "conditions": [{"type": "Ready", "status": "True"}],
-        },
-    }
