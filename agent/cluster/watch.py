@@ -7,8 +7,8 @@
     watch, from where it was <---- closed, silent, refused --------+
 
 A watch that ends for any reason goes on from the last resource version that an event or a bookmark named;
-only `410 Gone` makes a kind be listed again, once, and no other kind with it.  While nothing can be read, what was
-read stays.
+only `410 Gone` makes a kind be listed again, once, and no other kind with it.  While nothing can be read,
+what was read stays.
 
 Threads decode and hand over batches; the loop is woken once for all that has gathered, and takes a bounded
 share at a time.  A thread that is too far ahead waits, and TCP lets the server wait with it.
@@ -54,6 +54,9 @@ class Timing:
     page: int = PAGE
 
 
+TIMING = Timing()
+
+
 class WatchState:
     """How one kind is doing, for status and metrics; `heard` is monotonic time, 0 before the first word."""
 
@@ -77,7 +80,7 @@ class ApiSource:
         client: ApiClient,
         kinds: Iterable[Kind] = KINDS,
         selections: Mapping[Kind, Selection] | None = None,
-        timing: Timing = Timing(),
+        timing: Timing = TIMING,
     ) -> None:
         self.states = {kind: WatchState() for kind in kinds}
         self._client = client
