@@ -73,3 +73,9 @@ def test_every_default_is_a_value_that_would_be_accepted() -> None:
     for name, setting in SETTINGS.items():
         if name != "node_name":
             assert setting.metadata["parse"](setting.default) == setting.default
+
+
+def test_the_reference_lists_every_setting() -> None:
+    reference = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| .* \| (.+) \|$", reference, re.MULTILINE))
+    assert rows == {name: setting.metadata["description"] for name, setting in SETTINGS.items()}
