@@ -173,7 +173,7 @@ def podwall(lab: Lab) -> Peer:
 def reference(plugin: str, families: Sequence[int], node: Path, scratch: Path) -> Peer:
     """A reference plugin with host-local."""
     stack = "dual stack" if len(families) > 1 else f"IPv{families[0]} only"
-    config = {
+    config: dict[str, Any] = {
         "cniVersion": "1.0.0",
         "name": f"podwall-bench-{plugin}-{len(families)}",
         "type": plugin,
