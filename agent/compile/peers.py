@@ -3,11 +3,12 @@
     namespaceSelector: {team: a}            set peer4_<id> { 10.244.0.7, 10.244.3.2, ... }
     podSelector: {app: web}           -->   set peer6_<id> { fd00::7, ... }
 
-    the same, egress to port `http`   -->   set ports4_<id> { 10.244.0.7 . tcp . 8080, 10.244.3.2 . tcp . 80, ... }
+    the same, egress to port `http`   -->   set ports4_<id> { 10.244.0.7 . tcp . 8080, ... }
 
-A named port is the receiver's, and may be another number on every Pod: on egress it is looked up together with the
-address.  A Pod that comes, goes or changes its labels is one element in each set that it is in, however many
-policies use that set; the elements belong to the Pod (owner "member"), the set to the selector (owner "peer").
+A named port is the receiver's, and may be another number on every Pod: on egress it is looked up together
+with the address.  A Pod that comes, goes or changes its labels is one element in each set that it is in,
+however many policies use that set; the elements belong to the Pod (owner "member"), the set to the selector
+(owner "peer").
 
 An id has 96 bits: whoever may write policies chooses what it stands for, and must not find another selector
 with the id of somebody else's.
@@ -37,14 +38,14 @@ PortName: TypeAlias = tuple[Protocol, str]
 
 
 def identity(*parts: str) -> str:
-    """What stands for these parts in names, the same on every node; nobody finds other parts with the same one."""
+    """What stands for these parts in names, the same on every node and different for different parts."""
     joined = "".join(f"{len(part.encode())}:{part}" for part in parts)
     return sha256(joined.encode()).hexdigest()[:ID_DIGITS]
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Pods, by their namespaces and labels; with `ports` only at those of their ports that have these names."""
+    """Pods, by their namespaces and labels; with `ports` only at their ports of these names."""
 
     scope: Scope
     pods: Selector
@@ -96,7 +97,9 @@ class Peer:
                 yield Element(_set(self, address), (address, protocol, number))
 
     def __str__(self) -> str:
-        where = f"[{self.scope or '*'}]" if isinstance(self.scope, Selector) else self.scope or "any namespace"
+        where = (
+            f"[{self.scope or '*'}]" if isinstance(self.scope, Selector) else self.scope or "any namespace"
+        )
         ports = "".join(f" {name}/{protocol}" for protocol, name in self.ports)
         return f"{where}: {self.pods or '*'}{ports}"
 

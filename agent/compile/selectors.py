@@ -3,10 +3,10 @@
     Selector.matches(labels)                   one selector, one object
     SelectorIndex.matching(scopes, labels)     many selectors, one object: a Pod's labels changed
 
-A selector that asks for `app` to be `web` can only match an object that has this label, so the index files it under
-(`app`, `web`), its anchor.  An object is shown to the selectors filed under its own labels, and to the few without
-an anchor (those that exclude, or select everything).  A selector counts within a scope: a namespace, or the
-namespaces that another selector matches.
+A selector that asks for `app` to be `web` can only match an object that has this label, so the index files
+it under (`app`, `web`), its anchor.  An object is shown to the selectors filed under its own labels, and to
+the few without an anchor (those that exclude, or select everything).  A selector counts within a scope: a
+namespace, or the namespaces that another selector matches.
 """
 
 from __future__ import annotations

@@ -1,0 +1,198 @@
+"""Where policy is asked for: what happens to a packet from or to a Pod before any policy is known.
+
+    forward (Pods, other nodes, outside)               input (from a Pod to its own node)
+      |                                                  |
+      v  part of a connection: accept                    v  from a Pod's link: the same, but for the last step
+    ICMP: an error about somebody else's connection?     (whoever receives is no Pod)
+      |   from a Pod: drop; about a known one: accept
+      v
+    TCP that begins in the middle, from or to an isolated Pod: drop
+      |
+      v  source address in egress4/6: its class's chain
+    no egress rule allows it: drop, counted and logged
+      |
+      v  destination address in ingress4/6: its class's chain
+    no ingress rule allows it: drop, counted and logged
+
+This is after DNAT and before masquerade, so addresses are those of the Pods.  Pods without policies are in
+none of the maps, and what the node itself sends (probes) passes no hook here.
+
+TCP.  A flow that a policy no longer allows is ended by deleting its entry from connection tracking.  Its
+next packet, from either side, would make a new entry, and even a denied direction would be open again as
+the "reply" of a flow begun by the other side: so a new flow of an isolated Pod must begin with a SYN,
+whichever direction is isolated.
+
+ICMP.  Connection tracking calls an error "related" when the packet quoted in it belongs to a known flow,
+whoever sent the error.  A Pod could quote another's flow, so what comes by a Pod's link must be about a
+flow of an address of this very link.  `ct original saddr` is the real address of the end that began the
+flow, `ct reply saddr` that of the other (after DNAT).  This is checked where the sender is: another node's
+Pod has passed the same rule there, and routers have no link.  Errors about unknown flows from a Pod are
+dropped; others are judged by the policies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from agent.cluster.model import Direction, Family
+from agent.compile.links import POD_LINKS
+from agent.compile.names import DEVICE_PREFIX, LINK_PREFIX, TABLE, comment
+from agent.compile.peers import ADDRESS_TYPES, FAMILIES
+from agent.nft.model import (
+    ACCEPT,
+    DROP,
+    Address,
+    Bits,
+    Chain,
+    Concat,
+    Counter,
+    Ct,
+    CtState,
+    Element,
+    Expression,
+    Hook,
+    IcmpType,
+    Item,
+    Limit,
+    Log,
+    Match,
+    Meta,
+    Named,
+    Owner,
+    Payload,
+    Proto,
+    Range,
+    Rule,
+    Set,
+    SetName,
+    Statement,
+    TcpFlag,
+    Verdict,
+    VerdictMap,
+    Wildcard,
+)
+
+STATIC: Owner = ("policy",)
+FILTER = 0
+LOG_GROUP = 9619
+LOG_PREFIX = "podwall"
+LOGGED_BYTES = 128
+DENIALS = Limit(10, "second", 20)  # logged, per class; all are counted
+
+IP: dict[int, Literal["ip", "ip6"]] = {4: "ip", 6: "ip6"}
+MAPS: dict[tuple[Direction, int], SetName] = {
+    (direction, family): SetName(TABLE, f"{direction.lower()}{family}")
+    for direction in ("Egress", "Ingress")
+    for family in (4, 6)
+}
+ISOLATED: dict[int, SetName] = {4: SetName(TABLE, "isolated4"), 6: SetName(TABLE, "isolated6")}
+
+_FIRST = TcpFlag.FIN | TcpFlag.SYN | TcpFlag.RST | TcpFlag.ACK
+_ICMP_ERRORS = frozenset(
+    {
+        IcmpType.DESTINATION_UNREACHABLE,
+        IcmpType.SOURCE_QUENCH,
+        IcmpType.REDIRECT,
+        IcmpType.TIME_EXCEEDED,
+        IcmpType.PARAMETER_PROBLEM,
+    }
+)
+_ICMP6_ERRORS = Range(1, 127)  # RFC 4443: the high bit tells information from errors
+_ESTABLISHED = Match(Ct("state"), "in", CtState.ESTABLISHED)
+_RELATED = Match(Ct("state"), "in", CtState.RELATED)
+
+
+def static() -> tuple[Item, ...]:
+    """The chains, maps and sets that every node has, whatever is in the cluster."""
+    return (*_sets(), *_chains())
+
+
+def isolated(address: Address, chains: dict[Direction, str], namespace: str, pod: str) -> Iterator[Element]:
+    """The elements that lead an address of this node's Pod to the chains of its classes."""
+    of = comment(namespace, pod)
+    if chains:
+        yield Element(ISOLATED[address.version], address, comment=of)
+    for direction, chain in chains.items():
+        yield Element(MAPS[direction, address.version], address, Verdict("jump", chain), of)
+
+
+def to_itself(family: Family) -> Rule:
+    """A Pod cannot block access to itself: the packet goes back to the link it came from."""
+    key = Concat((Meta("iifname"), Payload(IP[family], "daddr")))
+    return Rule((Match(key, "==", Named(POD_LINKS[family].name)), Counter(), ACCEPT), "to itself")
+
+
+def deny(*reason: str) -> tuple[Rule, Rule]:
+    """The end of a chain that allows nothing more; `reason` is what the log says."""
+    log = Log(" ".join((LOG_PREFIX, *reason)), LOG_GROUP, LOGGED_BYTES)
+    return Rule((Counter(), DENIALS, log), "denied"), Rule((DROP,))
+
+
+def _sets() -> Iterator[Set]:
+    for family, kind in ADDRESS_TYPES.items():
+        yield Set(TABLE, ISOLATED[family].name, (kind,))
+    for (_, family), name in MAPS.items():
+        yield Set(TABLE, name.name, (ADDRESS_TYPES[family],), ("verdict",))
+
+
+def _chains() -> Iterator[Chain]:
+    yield Chain(
+        TABLE,
+        "policy_forward",
+        (*_before_policy(), *_policy("Egress"), *_policy("Ingress")),
+        _hook("forward"),
+    )
+    yield Chain(
+        TABLE, "policy_input", (Rule((*_from_pod_link(), Verdict("jump", "pod_to_node"))),), _hook("input")
+    )
+    yield Chain(TABLE, "pod_to_node", (*_before_policy(), *_policy("Egress")))
+    yield Chain(
+        TABLE,
+        "icmp_errors",
+        (Rule((*_from_pod_link(), Verdict("goto", "icmp_from_pod"))), Rule((_RELATED, ACCEPT))),
+    )
+    yield Chain(TABLE, "icmp_from_pod", tuple(_icmp_from_pod()))
+    yield Chain(TABLE, "midstream", tuple(_midstream()))
+    yield Chain(TABLE, "not_syn", deny("midstream"))
+
+
+def _hook(hook: Literal["forward", "input"]) -> Hook:
+    return Hook("filter", hook, FILTER)
+
+
+def _from_pod_link() -> tuple[Statement, ...]:
+    key = Meta("iifname")
+    return Match(key, "==", Wildcard(LINK_PREFIX)), Match(key, "!=", Wildcard(DEVICE_PREFIX))
+
+
+def _before_policy() -> Iterator[Rule]:
+    yield Rule((_ESTABLISHED, ACCEPT))
+    icmp = Match(Meta("l4proto"), "==", frozenset({Proto.ICMP, Proto.ICMPV6}))
+    yield Rule((icmp, Verdict("jump", "icmp_errors")))
+    not_first = Match(Bits(Payload("tcp", "flags"), "&", _FIRST), "!=", TcpFlag.SYN)
+    yield Rule((not_first, Verdict("jump", "midstream")))
+
+
+def _policy(direction: Direction) -> Iterator[Rule]:
+    field = "saddr" if direction == "Egress" else "daddr"
+    for family in FAMILIES:
+        yield Rule((VerdictMap(Payload(IP[family], field), Named(MAPS[direction, family].name)),))
+
+
+def _icmp_from_pod() -> Iterator[Rule]:
+    for family in FAMILIES:
+        header = Payload("icmp" if family == 4 else "icmpv6", "type")
+        is_error = Match(header, "==", _ICMP_ERRORS if family == 4 else _ICMP6_ERRORS)
+        for end in ("original", "reply"):
+            address: Expression = Ct(f"{IP[family]} saddr", end)
+            own = Match(Concat((Meta("iifname"), address)), "==", Named(POD_LINKS[family].name))
+            yield Rule((is_error, _RELATED, own, ACCEPT))
+        yield Rule((is_error, Counter(), DROP), "error about a connection that is not its own")
+
+
+def _midstream() -> Iterator[Rule]:
+    for family in FAMILIES:
+        for field in ("saddr", "daddr"):
+            known = Match(Payload(IP[family], field), "==", Named(ISOLATED[family].name))
+            yield Rule((known, Verdict("goto", "not_syn")))
