@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Hashable
+from functools import lru_cache
+from sys import intern
+from typing import Any, TypeVar, cast
 
 from . import wire
 from .model import (
@@ -20,6 +23,8 @@ from .model import (
 from .values import Found, address, network, port, protocol, shown
 
 _PHASES = frozenset(("Pending", "Running", "Succeeded", "Failed", "Unknown"))
+_T = TypeVar("_T", bound=Hashable)
+
 _NO_POD_SPEC = wire.PodSpec()
 _NO_POD_STATUS = wire.PodStatus()
 
@@ -74,6 +79,16 @@ def namespace_of(item: wire.Namespace, found: Found) -> Namespace:
     )
 
 
+@lru_cache(maxsize=1024)
+def _first(value: Hashable) -> Any:
+    return value
+
+
+def _shared(value: _T) -> _T:
+    """The same value once: Pods of one template have equal ports and owners, and there are many."""
+    return cast("_T", _first(value))
+
+
 def pod_of(item: wire.Pod, found: Found) -> Pod:
     meta, spec, status = item.metadata, item.spec or _NO_POD_SPEC, item.status or _NO_POD_STATUS
     phase = status.phase or "Pending"
@@ -82,18 +97,18 @@ def pod_of(item: wire.Pod, found: Found) -> Pod:
         phase = "Unknown"
     ips, ports, ready = _pod_ips(status, found), _pod_ports(spec, found), _ready(status)
     return Pod(
-        meta.namespace or "default",
+        intern(meta.namespace or "default"),
         meta.name or "",
         meta.uid or "",
-        meta.labels or {},
-        spec.node_name or "",
+        {key: intern(value) for key, value in meta.labels.items()} if meta.labels else {},
+        intern(spec.node_name or ""),
         cast("Phase", phase),
         spec.host_network is True,
         ips,
         ports,
         ready,
         meta.deletion_timestamp is not None,
-        tuple([_owner(owner) for owner in meta.owner_references]) if meta.owner_references else (),
+        _shared(tuple([_owner(owner) for owner in meta.owner_references])) if meta.owner_references else (),
         spec.hostname or "",
         spec.subdomain or "",
         tuple(found),
@@ -135,7 +150,7 @@ def _pod_ports(spec: wire.PodSpec, found: Found) -> tuple[ContainerPort, ...]:
                 is_role = (container.restart_policy == "Always") == (role == "sidecar")
                 if container.ports and is_role:
                     _add_ports(ports, container, role, f"spec.initContainers[{index}]", found)
-    return tuple(ports)
+    return _shared(tuple(ports)) if ports else ()
 
 
 def _add_ports(

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from socket import AF_INET, AF_INET6, inet_pton
 
 from .model import PROTOCOLS, IPAddress, IPNetwork, Problem, Protocol
 
 _SUBDOMAIN = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?(?:\.[a-z0-9](?:[-a-z0-9]*[a-z0-9])?)*")
 _LABEL_NAME = re.compile(r"[A-Za-z0-9](?:[-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _PORT_NAME = re.compile(r"(?=.{1,15}\Z)(?=.*[a-z])(?!.*--)[a-z0-9](?:[-a-z0-9]*[a-z0-9])?")
+_IPV4_MAPPED = bytes(10) + b"\xff\xff"
 _PREFIX = re.compile(r"0|[1-9][0-9]{0,2}")
 
 Found = list[Problem]
@@ -23,20 +25,20 @@ MOST_LEFT_OUT = 64
 """Fields of a wrong type, after which an object is refused."""
 
 
-@lru_cache(maxsize=16384)
+@lru_cache(maxsize=2048)
 def _address(text: str) -> IPAddress | None:
     """The address, or None; equal texts share one value, as Pods and endpoints repeat each other's."""
-    try:
+    try:  # inet_pton is as strict as `ipaddress`, takes no zone, and a tenth of its time
         if ":" not in text:
-            return IPv4Address(text)
-        address = IPv6Address(text)
-    except AddressValueError:
+            return IPv4Address(inet_pton(AF_INET, text))
+        packed = inet_pton(AF_INET6, text)
+    except (OSError, ValueError):
         return None
-    # A zone has a meaning on one host only; Go reads an IPv4-mapped address as IPv4 and others as IPv6.
-    return None if address.scope_id is not None or address.ipv4_mapped is not None else address
+    # Go reads an IPv4-mapped address as IPv4, others as IPv6.
+    return None if packed.startswith(_IPV4_MAPPED) else IPv6Address(packed)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def _network(text: str) -> IPNetwork | None:
     head, slash, prefix = text.partition("/")
     address = _address(head)
