@@ -75,10 +75,8 @@ def decode(kind: AnyKind, data: bytes | Mapping[str, Any]) -> AnyObject:
     reader = _READERS[kind]
     try:
         item = reader.decoder.decode(data)
-    except msgspec.ValidationError:
-        return _salvaged(kind, msgspec.json.decode(data))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DecodeError(kind, "", "(the whole object)", f"is not JSON: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _salvaged(kind, _tree(kind, data))
     return _built(kind, reader, item, [])
 
 
@@ -87,7 +85,7 @@ def decode_page(kind: AnyKind, data: bytes) -> Page:
     reader = _READERS[kind]
     try:
         page = reader.page_decoder.decode(data)
-    except msgspec.ValidationError:
+    except (msgspec.ValidationError, RecursionError):
         return _page_one_by_one(kind, data)
     objects, refused = _each(page.items or (), lambda item: _built(kind, reader, item, []))
     return Page(objects, refused, page.metadata.resource_version, page.metadata.continue_)
@@ -107,7 +105,7 @@ def decode_change(kind: AnyKind, line: bytes) -> Change:
         item = reader.decoder.decode(event.object)
         found = _built(kind, reader, item, [])
         version = item.metadata.resource_version
-    except msgspec.ValidationError:
+    except (msgspec.ValidationError, RecursionError):
         return _change_with_problems(kind, event)
     except DecodeError as error:
         return Change(cast("Any", event.type), _version(event.object), refused=error)
@@ -125,17 +123,25 @@ def decode_status(data: bytes) -> wire.Status:
 def _change_with_problems(kind: AnyKind, event: wire.WatchEvent) -> Change:
     version = _version(event.object)
     try:
-        found = _salvaged(kind, msgspec.json.decode(event.object))
+        found = _salvaged(kind, _tree(kind, event.object))
     except DecodeError as error:
         return Change(cast("Any", event.type), version, refused=error)
     return Change(cast("Any", event.type), version, found, found.key)
 
 
 def _version(data: msgspec.Raw) -> str:
-    tree = msgspec.json.decode(data)
-    meta = tree.get("metadata") if isinstance(tree, dict) else None
-    version = meta.get("resourceVersion") if isinstance(meta, dict) else None
-    return version if isinstance(version, str) else ""
+    """The resource version of an object, whatever else is wrong in it; "" when there is none."""
+    try:
+        return _VERSIONED.decode(data).metadata.resource_version or ""
+    except msgspec.DecodeError:
+        return ""
+
+
+def _tree(kind: AnyKind, data: bytes | msgspec.Raw) -> object:
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DecodeError(kind, "", "(the whole object)", f"is not JSON: {error}") from error
 
 
 def _page_one_by_one(kind: AnyKind, data: bytes) -> Page:
@@ -270,5 +276,6 @@ _READERS: dict[AnyKind, _Reader] = {
 }
 _WATCH_EVENT = msgspec.json.Decoder(wire.WatchEvent)
 _IDENTITY = msgspec.json.Decoder(wire.Identity)
+_VERSIONED = msgspec.json.Decoder(wire.Versioned)
 _STATUS = msgspec.json.Decoder(wire.Status)
 _RAW_PAGE = msgspec.json.Decoder(wire.Page[msgspec.Raw])

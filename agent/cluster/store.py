@@ -164,13 +164,12 @@ class Store:
     @staticmethod
     def _move(index: _Index, key: Any, before: Any, after: Any, places: Any) -> None:
         new = () if after is None else places(after)
-        if before is not None:
-            for place in places(before):
-                if place not in new:
-                    entries = index[place]
-                    del entries[key]
-                    if not entries:
-                        del index[place]
+        old = () if before is None else places(before)
+        for place in set(old).difference(new):
+            entries = index[place]
+            del entries[key]
+            if not entries:
+                del index[place]
         for place in new:
             index.setdefault(place, {})[key] = after
 

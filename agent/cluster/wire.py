@@ -267,6 +267,16 @@ class Identity(Wire):
     metadata: Meta
 
 
+class Version(Wire):
+    resource_version: str | None = None
+
+
+class Versioned(Wire):
+    """Which version of something it is, and nothing else of it."""
+
+    metadata: Version
+
+
 class Status(Wire):
     """What the API server answers when it refuses."""
 
