@@ -48,7 +48,8 @@ def skipped() -> str:
 
 
 def unready_system_pods() -> int:
-    """Count system Pods that are not Ready, which the suite would otherwise await for ten minutes at its start.
+    """Count system Pods that are not Ready, which the suite would otherwise await for ten minutes at its
+    start.
 
     Without kube-proxy, and as long as podwall serves no Services, CoreDNS cannot reach the API server.
     """
@@ -65,6 +66,7 @@ def unready_system_pods() -> int:
 def command(focus: str, skip: str, settings: Settings) -> list[str]:
     """Return the command; it runs in the nodes' network, as some tests connect to node addresses
     themselves."""
+    unready = unready_system_pods()
     return [
         *(engine.inside() if cluster.offline() else []),
         str(programs(KUBERNETES_MODULE) / "e2e.test"),
@@ -72,7 +74,7 @@ def command(focus: str, skip: str, settings: Settings) -> list[str]:
         "--provider=skeleton",
         "--disable-log-dump",
         "--minStartupPods=0",
-        f"--allowed-not-ready-nodes={unready_system_pods()}",
+        *([f"--allowed-not-ready-nodes={unready}", "--system-pods-startup-timeout=5s"] if unready else []),
         f"--num-nodes={settings.nodes}",
         f"--ginkgo.focus={focus}",
         *([f"--ginkgo.skip={skip}"] if skip else []),
