@@ -140,6 +140,8 @@ class Connection:
                     yield lines
                 elif len(rest) > LONGEST_LINE:
                     raise ValueError(f"a line of more than {LONGEST_LINE} bytes")
+            if rest:
+                yield [rest]
         except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
             self.close()
             raise self._unreachable(error) from error

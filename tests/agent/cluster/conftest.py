@@ -145,6 +145,9 @@ class Server:
     def send(self, number: signal.Signals) -> None:
         assert self.process is not None
         self.process.send_signal(number)
+        if number == signal.SIGSTOP:
+            state = Path(f"/proc/{self.process.pid}/stat")
+            until(lambda: state.read_text().rpartition(") ")[2].startswith("T"), what="stopped")
 
     def kill(self) -> None:
         if self.process is not None:
@@ -282,6 +285,7 @@ def make_certificates(directory: Path) -> None:
         ("ca", "/CN=podwall-test-ca", []),
         ("server", "/CN=kube-apiserver", [*ca, "-addext", "subjectAltName=IP:127.0.0.1,DNS:api.example"]),
         ("admin", "/O=system:masters/CN=admin", ca),
+        ("other", "/CN=another-ca", []),
     ):
         files = ["-keyout", f"{directory}/{name}.key", "-out", f"{directory}/{name}.crt"]
         command(*openssl, "-days", "1", "-subj", subject, *files, *options)
