@@ -1,4 +1,4 @@
-"""Logs: one line an event, `event=name key=value ...`, on standard error where the container runtime collects it."""
+"""Logs: one line an event, `event=name key=value ...`, on standard error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ class KeyValue(logging.Formatter):
         """One line; an exception's traceback follows as one quoted value."""
         line = (
             f"{self.formatTime(record, '%Y-%m-%dT%H:%M:%S')}.{int(record.msecs):03d}Z "
-            f"{record.levelname.lower()} {record.name.removeprefix('agent.')} {printable(record.getMessage())}"
+            f"{record.levelname.lower()} {record.name.removeprefix('agent.')} "
+            f"{printable(record.getMessage())}"
         )
         if record.exc_info:
             line += f" traceback={json.dumps(self.formatException(record.exc_info))}"

@@ -12,24 +12,24 @@ The end, whatever ends it, leaves everything in the kernel as it is: Pods keep t
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
 from agent import calls, http, metrics, node
 from agent import log as logs
-from agent.cluster.model import Event, Kind, Synced
-from agent.cluster.store import Store
-from agent.compile import links, tunnel
+from agent.cluster.errors import ApiError
+from agent.cluster.model import Event
 from agent.config import Config, ConfigError, load
-from agent.nft.kernel import Kernel, NftError
-from agent.nft.model import Item, Owner
+from agent.datapath import KINDS, Datapath
+from agent.nft.kernel import NftError
 from agent.pods.attachments import Attachments
 from agent.pods.ledger import Ledger, LedgerError
 from agent.pods.model import Attachment
@@ -38,18 +38,23 @@ from agent.pods.wiring import Wiring, WiringError
 from agent.reconcile import Reconciler
 from agent.routes.kernel import RouteError, RouteKernel
 from agent.routes.plan import Plan, plan_routes, pod_mtu
-from agent.rules import Rules
 from agent.sources import source_of
-
-KINDS: tuple[Kind, ...] = ("Node",)
-"""What the agent watches."""
 
 ROUTES, NODE = "routes", "node"  # the only keys of their reconcilers
 ALIVE_S = 1.0
+CLAIM_ATTEMPTS, CLAIM_PAUSE_S = 20, 0.1  # as long as another agent may need to end
 REAP_S = 60.0
 RESYNC_S = 300.0
 
 log = logging.getLogger(__name__)
+
+
+class StartError(Exception):
+    """The agent cannot start; the message names the setting and what is in the way."""
+
+
+class AnnounceError(Exception):
+    """The runtime cannot be told that Pods can be attached; the message names the setting and why."""
 
 
 class Agent:
@@ -58,21 +63,21 @@ class Agent:
     def __init__(self, config: Config) -> None:
         """Raises LedgerError, OSError."""
         self.config = config
-        self.store = Store()
-        self.kernel = Kernel()
-        self.rules = Rules(self.kernel, self._compile)
+        self.source = source_of(config, KINDS)
         self.route_kernel = RouteKernel()
         self.wiring = Wiring()
         self.plan = Plan()
+        self.datapath = Datapath(
+            config,
+            self.source.find_pod,
+            self.route_kernel.local_addresses,
+            lambda: self._announcing.mark(NODE),
+        )
         self.route_problems: tuple[str, ...] = ()
         self.sysctl_problems: tuple[node.SysctlProblem, ...] = ()
-        self._rules = Reconciler[Owner]("rules", self._run_rules)
-        self._routes = Reconciler[str]("routes", self._sync_routes)
-        self._announcing = Reconciler[str]("announcement", self._announce)
-        self._source = source_of(config, KINDS)
-        self._synced = asyncio.Event()
+        self._routes = Reconciler[str]("routes", self._sync_routes, expected=RouteError)
+        self._announcing = Reconciler[str]("announcement", self._announce, expected=(ApiError, OSError))
         self._routed = False
-        self._attached: dict[Owner, Attachment] = {}
         self._started = time.time()
         config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.attachments = Attachments(
@@ -80,32 +85,20 @@ class Agent:
         )
         self._health = http.Health(self.not_ready_all)
 
-    # The Pods' rules: what attachments ask of the agent
+    # What attachments ask: rules of the datapath, and whether Pods can be reached at all
 
     async def attached(self, attachment: Attachment) -> None:
         """Return when the Pod's rules are in force."""
-        owner = links.link_owner(attachment.container_id, attachment.ifname)
-        self._attached[owner] = attachment
-        await self._rules.settle(owner)
+        await self.datapath.attached(attachment)
 
     async def detached(self, attachment: Attachment) -> None:
-        """Return when no rule speaks of the Pod any more.
-
-        Before the cluster has been listed nothing is committed, and no Pod added that could get the address:
-        the first commit leaves this one out.
-        """
-        owner = links.link_owner(attachment.container_id, attachment.ifname)
-        self._attached.pop(owner, None)
-        if self._synced.is_set():
-            await self._rules.settle(owner)
+        """Return when no rule speaks of the Pod any more."""
+        await self.datapath.detached(attachment)
 
     def not_ready(self) -> str:
-        """Why the datapath cannot take a Pod now; "" when it can."""
-        missing = [kind for kind in KINDS if kind not in self.store.synced]
-        if missing:
-            return f"waiting for the first list of {', '.join(missing)} from {self.config.cluster}"
-        if self.rules.last_check is None:
-            return f"the rules are not in the kernel yet: {self._rules.error or 'first commit under way'}"
+        """Why no Pod can be put on the network now; "" when one can."""
+        if reason := self.datapath.not_ready():
+            return reason
         if not self._routed:
             return f"the routes are not in the kernel yet: {self._routes.error or 'first sync under way'}"
         return ""
@@ -113,34 +106,15 @@ class Agent:
     def not_ready_all(self) -> list[str]:
         """Everything in the way of Pods, for /readyz and status."""
         reason = self.attachments.not_ready()
-        errors = [f"{each.name}: {each.error}" for each in (self._rules, self._routes) if each.error]
+        reconcilers = (self.datapath.reconciler, self._routes)
+        errors = [f"{each.name}: {each.error}" for each in reconcilers if each.error]
         return [reason, *errors] if reason else errors
 
-    # Desired state
-
-    def _compile(self, owner: Owner) -> Iterable[Item]:
-        """The items of one owner, from what is known now; nothing when it is gone."""
-        if owner == links.STATIC:
-            return links.static(self.config.masquerade)
-        if owner == links.CLUSTER:
-            return links.cluster(self.store.snapshot.nodes.values())
-        if owner == tunnel.TUNNEL:
-            nodes = self.store.snapshot.nodes.values()
-            return tunnel.items(self.config.node_name, nodes, self.plan, self.config.masquerade)
-        attachment = self._attached.get(owner)
-        if attachment is None:
-            return ()
-        return links.link(attachment.link, attachment.addresses, attachment.namespace, attachment.pod)
-
-    async def _run_rules(self, owners: frozenset[Owner]) -> None:
-        first = self.rules.last_check is None
-        await self.rules.run(owners)
-        if first:
-            self._announcing.mark(NODE)
+    # Routes
 
     async def _sync_routes(self, _: frozenset[str]) -> None:
         """Bring the routes to all Nodes into the kernel; without an own Node there is nothing to do yet."""
-        config, nodes = self.config, self.store.snapshot.nodes
+        config, nodes = self.config, self.datapath.store.snapshot.nodes
         own = nodes.get(config.node_name)
         if own is None:
             return
@@ -154,12 +128,9 @@ class Agent:
             vxlan_port=config.vxlan_port,
         )
         await self._settle_sysctls(uplink.name, {cidr.version for cidr in own.pod_cidrs})
-        changed, self.plan = plan != self.plan, plan
-        if changed and plan.vxlan:  # nobody may speak into a tunnel that is not guarded yet
-            await self._rules.settle(tunnel.TUNNEL)
+        await self.datapath.guard(plan)
         changes = await self.route_kernel.sync(plan)
-        if changed and not plan.vxlan:
-            self._rules.mark(tunnel.TUNNEL)
+        self.plan = plan
         self.attachments.set_mtu(pod_mtu(config.mode, plan, uplink.mtu))
         self._routed = True
         self._announcing.mark(NODE)
@@ -188,79 +159,66 @@ class Agent:
     async def run(self) -> None:
         """Serve until cancelled. Raises what makes serving impossible, named for its reader."""
         server = Server(self.config.socket, calls.handlers(self.attachments, self.status), calls.observe)
-        web = http.Server(self.config.http_address, self._health) if self.config.http_address else None
+        web = self._listen()
         try:
-            await self.kernel.start()
-            self._known((await self.attachments.recover()).adopted)
+            await self.datapath.kernel.start()
+            self.datapath.adopt((await self.attachments.recover()).adopted)
             await server.start()
             log.info("event=started node=%s version=%s", self.config.node_name, version("podwall"))
             await self._work()
         finally:
             await server.stop()
             await self.attachments.close()
-            await self.kernel.stop()
+            await self.datapath.kernel.stop()
             await self.route_kernel.close()
             await self.wiring.close()
-            self._source.close()
+            self.source.close()
             if web:
                 web.close()
             log.info("event=stopped node=%s", self.config.node_name)
 
-    def _known(self, adopted: Sequence[Attachment]) -> None:
-        for attachment in adopted:
-            owner = links.link_owner(attachment.container_id, attachment.ifname)
-            self._attached[owner] = attachment
-            self._rules.mark(owner)
-        self._rules.mark(links.STATIC)
+    def _listen(self) -> http.Server | None:
+        """Serve the local port, where one is configured. Raises ServerError naming the setting."""
+        if not self.config.http_address:
+            return None
+        try:
+            return http.Server(self.config.http_address, self._health)
+        except OSError as error:
+            raise ServerError(
+                f"http_address {self.config.http_address} cannot be served: {error.strerror or error}"
+            ) from error
 
     async def _work(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._source.run(self._event))
-            tasks.create_task(self._reconcile_rules())
+            tasks.create_task(self.source.run(self._take))
+            tasks.create_task(self.datapath.reconcile())
+            tasks.create_task(self.datapath.repair())
+            tasks.create_task(self.datapath.ended_flows.loop())
             tasks.create_task(self._routes.loop())
-            tasks.create_task(self._repair_rules())
             tasks.create_task(self._repair_routes())
             tasks.create_task(self._announcing.loop())
             tasks.create_task(_every(ALIVE_S, self._sign_of_life))
             tasks.create_task(_every(REAP_S, self._reap))
             tasks.create_task(_every(RESYNC_S, self._resync))
 
-    def _event(self, event: Event) -> None:
-        """Take one event; mark what may have changed by it."""
-        changed = self.store.apply(event)
-        if isinstance(event, Synced):
-            log.info("event=synced kind=%s", event.kind)
-            if all(kind in self.store.synced for kind in KINDS):
-                self._synced.set()
+    def _take(self, event: Event) -> None:
+        """Take one event of the cluster; mark what may have changed by it."""
+        changed = self.datapath.take(event)
         if any(each.kind == "Node" for each in changed):
-            self._rules.mark(links.CLUSTER)
             self._routes.mark(ROUTES)
             self._announcing.mark(NODE)
-            own = self.store.snapshot.nodes.get(self.config.node_name)
-            self.attachments.set_pod_cidrs(own.pod_cidrs if own else ())
-
-    async def _reconcile_rules(self) -> None:
-        """Nothing is committed, and so nothing pruned, before every kind has been listed once."""
-        await self._synced.wait()
-        self._rules.mark(links.CLUSTER)
-        await self._rules.loop()
-
-    async def _repair_rules(self) -> None:
-        async for foreign in self.kernel.changes():
-            metrics.REPAIRS.inc()
-            log.warning(
-                "event=foreign-change tables=%s lost=%s", sorted(map(str, foreign.tables)), foreign.lost
-            )
-            self.rules.distrust()
-            self._rules.mark(links.STATIC)
+            own = self.datapath.store.snapshot.nodes.get(self.config.node_name)
+            if own:
+                self.attachments.set_pod_cidrs(own.pod_cidrs)
+            else:
+                self.attachments.set_pod_cidrs((), f"the cluster has no Node {self.config.node_name}")
 
     async def _repair_routes(self) -> None:
         async for _ in self.route_kernel.changes():
             self._routes.mark(ROUTES)
 
     async def _resync(self) -> None:
-        self.rules.distrust()
-        self._rules.mark(links.STATIC)
+        self.datapath.resync()
         self._routes.mark(ROUTES)
 
     async def _reap(self) -> None:
@@ -273,14 +231,19 @@ class Agent:
         metrics.PODS.set(len(self.attachments.current))
 
     async def _announce(self, _: frozenset[str]) -> None:
-        """When Pods can be attached: tell the runtime, then the cluster. Raises OSError, ApiError."""
+        """When Pods can be attached: tell the runtime, then the cluster. Raises AnnounceError, ApiError."""
         if self.attachments.not_ready():
             return
-        if await asyncio.to_thread(node.write_conflist, self.config.cni_conf_dir, self.config.socket):
-            log.info("event=conflist-written directory=%s", self.config.cni_conf_dir)
-        own = self.store.snapshot.nodes.get(self.config.node_name)
+        directory = self.config.cni_conf_dir
+        try:
+            written = await asyncio.to_thread(node.write_conflist, directory, self.config.socket)
+        except OSError as error:
+            raise AnnounceError(f"cni_conf_dir {directory} cannot be written: {error.strerror}") from error
+        if written:
+            log.info("event=conflist-written directory=%s", directory)
+        own = self.datapath.store.snapshot.nodes.get(self.config.node_name)
         if own and own.network_unavailable is not False:
-            await self._source.network_available(own.name)
+            await self.source.network_available(own.name)
 
     # What the agent says of itself
 
@@ -301,9 +264,9 @@ class Agent:
                 {"node": path.node, "cidr": str(path.cidr), "way": path.way} for path in self.plan.paths
             ],
             "problems": [*map(str, self.sysctl_problems), *self.route_problems],
-            "commits": self.rules.commits,
-            "last_commit": self.rules.last_commit,
-            "last_check": self.rules.last_check,
+            "commits": self.datapath.rules.commits,
+            "last_commit": self.datapath.rules.last_commit,
+            "last_check": self.datapath.rules.last_check,
         }
 
 
@@ -320,6 +283,27 @@ async def _every(seconds: float, do: Callable[[], Awaitable[None]]) -> None:
 def boot_id() -> str:
     """What tells this boot of the machine from others."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def claim(directory: Path) -> int:
+    """Make this the only agent that uses a directory; holds until the descriptor or the process ends.
+
+    Two agents on one ledger would clear away each other's Pods. Raises StartError.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        for left in reversed(range(CLAIM_ATTEMPTS)):
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not left:
+                    raise StartError(f"another agent uses state_dir {directory}: end it first") from None
+                time.sleep(CLAIM_PAUSE_S)
+    except OSError as error:
+        raise StartError(f"state_dir {directory} cannot be used: {error.strerror}") from error
+    return held
 
 
 async def _until_signalled(config: Config) -> None:
@@ -340,8 +324,9 @@ def main() -> None:
         sys.exit(f"podwall-agent: {error}")
     logs.start(config.log_level)
     try:
+        claim(config.state_dir)
         asyncio.run(_until_signalled(config))
-    except* (LedgerError, NftError, OSError, RouteError, ServerError, WiringError) as errors:
+    except* (LedgerError, NftError, OSError, RouteError, ServerError, StartError, WiringError) as errors:
         for each in _leaves(errors):
             log.error("event=failed error=%r", str(each))
         sys.exit(1)

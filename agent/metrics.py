@@ -20,6 +20,7 @@ COMMIT_SECONDS = Histogram(
 )
 COMMIT_ERRORS = Counter("podwall_commit_errors_total", "nftables transactions that the kernel refused")
 REPAIRS = Counter("podwall_repairs_total", "Foreign changes to podwall's tables that were undone")
+FLOWS_ENDED = Counter("podwall_flows_ended_total", "Flows ended because a policy no longer allows them")
 OBJECTS = Gauge("podwall_objects", "Objects of the cluster that the agent holds", ["kind"])
 PROBLEMS = Gauge("podwall_problems", "Objects that cannot be used as they are", ["kind"])
 ROUTES = Gauge("podwall_routes", "Routes to other nodes", ["mode"])

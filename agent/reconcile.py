@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 class Reconciler(Generic[Key]):
     """Runs `run` over the keys marked dirty, in batches, for as long as `loop` is awaited.
 
-    `run` gets a frozenset of keys and makes all of them true or raises; `sleep` is the clock (seconds).
+    `run` gets a frozenset of keys and makes all of them true or raises; the `expected` exceptions speak for
+    themselves, all others are logged with their traceback. `sleep` is the clock (seconds).
     """
 
     def __init__(
@@ -35,11 +36,13 @@ class Reconciler(Generic[Key]):
         name: str,
         run: Callable[[frozenset[Key]], Awaitable[None]],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        expected: type[Exception] | tuple[type[Exception], ...] = (),
     ) -> None:
         self.name = name
         self.error: Exception | None = None
         self._run = run
         self._sleep = sleep
+        self._expected = expected
         self._dirty: set[Key] = set()
         self._running: frozenset[Key] = frozenset()
         self._wake = asyncio.Event()
@@ -55,15 +58,17 @@ class Reconciler(Generic[Key]):
         self._dirty.update(keys)
         self._wake.set()
 
-    async def settle(self, key: Key) -> None:
-        """Mark the key and wait until a run begun after now has made it true."""
+    async def settle(self, *keys: Key) -> None:
+        """Mark the keys and wait until a run begun after now, the same for all, has made them true."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(key, []).append(future)
-        self.mark(key)
+        for key in keys:
+            self._waiting.setdefault(key, []).append(future)
+        self.mark(*keys)
         try:
             await future
         finally:
-            self._forget(key, future)
+            for key in keys:
+                self._forget(key, future)
 
     async def loop(self) -> None:
         """Work until cancelled; a failed batch is tried again after 50 ms, 100 ms, ... 5 s."""
@@ -89,7 +94,9 @@ class Reconciler(Generic[Key]):
         try:
             await self._run(batch)
         except Exception as error:
-            log.exception("event=%s-failed keys=%d error=%r", self.name, len(batch), str(error))
+            known = isinstance(error, self._expected)
+            text = "event=%s-failed keys=%d error=%r"
+            log.error(text, self.name, len(batch), str(error), exc_info=None if known else error)
             self.error = error
             self._dirty |= batch
             for key, futures in told.items():

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from agent import metrics
 from agent.nft.diff import difference, transaction
 from agent.nft.kernel import Kernel, NftError
-from agent.nft.model import Item, Owner
+from agent.nft.model import Item, Owner, Ruleset
 from agent.nft.owners import Desired
 
 log = logging.getLogger(__name__)
@@ -40,6 +40,11 @@ class Rules:
     def owners(self) -> frozenset[Owner]:
         """Those that want something now."""
         return self._desired.owners
+
+    @property
+    def ruleset(self) -> Ruleset:
+        """A copy of what the kernel should hold."""
+        return self._desired.ruleset.copy()
 
     def distrust(self) -> None:
         """What the kernel holds may differ from what was committed: compare as a whole next time."""

@@ -10,8 +10,9 @@ from typing import Protocol
 
 from agent.cluster.client import ApiClient
 from agent.cluster.credentials import credential_source
-from agent.cluster.manifests import ManifestSource
-from agent.cluster.model import Event, Kind
+from agent.cluster.errors import NotFound
+from agent.cluster.manifests import ManifestSource, load
+from agent.cluster.model import Event, Kind, Pod
 from agent.cluster.watch import ApiSource
 from agent.config import Config
 
@@ -24,8 +25,14 @@ class Source(Protocol):
     async def run(self, deliver: Callable[[Event], None]) -> None:
         """Deliver what there is and what becomes of it, until cancelled."""
 
+    def problems(self) -> list[str]:
+        """What is in the way of reading the cluster now."""
+
     async def network_available(self, node: str) -> None:
         """Tell the cluster that Pods can be put on the node. Raises ApiError."""
+
+    async def find_pod(self, namespace: str, name: str) -> Pod | None:
+        """Ask for a Pod; None when there is none. Raises ApiError."""
 
     def close(self) -> None:
         """Let go of what is held open."""
@@ -42,6 +49,10 @@ class ApiServer:
         """List, watch and deliver until cancelled."""
         await self._source.run(deliver)
 
+    def problems(self) -> list[str]:
+        """What the last attempt of each kind came to, those alike once."""
+        return sorted({state.error for state in self._source.states.values() if state.error})
+
     async def network_available(self, node: str) -> None:
         """Set the Node's condition NetworkUnavailable to False. Raises ApiError."""
         await asyncio.to_thread(
@@ -53,6 +64,14 @@ class ApiServer:
             "podwall's links, routes and rules are in place",
         )
         log.info("event=node-condition node=%s condition=NetworkUnavailable status=False", node)
+
+    async def find_pod(self, namespace: str, name: str) -> Pod | None:
+        """Ask the API server for a Pod; None when it has none. Raises ApiError."""
+        try:
+            pod = await asyncio.to_thread(self._client.get, "Pod", (namespace, name))
+        except NotFound:
+            return None
+        return pod if isinstance(pod, Pod) else None
 
     def close(self) -> None:
         """Close idle connections."""
@@ -69,8 +88,19 @@ class Manifests:
         """Read, look again and deliver until cancelled."""
         await self._source.run(deliver)
 
+    def problems(self) -> list[str]:
+        """Whether the directory is there; what cannot be read in it is logged, and the rest goes on."""
+        directory = self._source.directory
+        return [] if directory.is_dir() else [f"{directory}: there is no such directory"]
+
     async def network_available(self, node: str) -> None:
         """There is no condition to set."""
+
+    async def find_pod(self, namespace: str, name: str) -> Pod | None:
+        """Look the Pod up in the files as they are now; None when none has it."""
+        wanted = (namespace, name)
+        found = await asyncio.to_thread(load, [self._source.directory])
+        return next((each for each in found.objects if isinstance(each, Pod) and each.key == wanted), None)
 
     def close(self) -> None:
         """Nothing is held open."""

@@ -100,7 +100,7 @@ def link_owner(container_id: str, ifname: str) -> Owner:
 
 def static(masquerade: bool = True) -> tuple[Item, ...]:
     """The tables, sets and chains that every node has, whatever is in the cluster."""
-    return (*_tables(), *_sets(), *_link_chains(masquerade), _masquerade(masquerade), *_arp_chains())
+    return (*_tables(), *_sets(), *_link_chains(), _masquerade(masquerade), *_arp_chains())
 
 
 def link(host_link: str, addresses: Iterable[Address], namespace: str, pod: str) -> tuple[Item, ...]:
@@ -149,24 +149,25 @@ def _sets() -> Iterator[Item]:
         yield Set(TABLE, CLUSTER_RANGES[version].name, (kind,), flags=frozenset({"interval"}))
 
 
-def _link_chains(fragments: bool) -> Iterator[Item]:
-    """`fragments`: connection tracking is at work, so that what is still a fragment could not be joined."""
+def _link_chains() -> Iterator[Item]:
     yield _hooked("link_source", "prerouting", BEFORE_DEFRAGMENTATION, "iifname", "from_link")
     yield _hooked("link_control", "prerouting", RAW, "iifname", "control_from_link")
     yield _hooked("link_destination", "postrouting", BEFORE_DEFRAGMENTATION, "oifname", "to_link")
     yield Chain(TABLE, "from_link", tuple(_not_of_the_link("iifname", "saddr", "source")))
     yield Chain(TABLE, "to_link", tuple(_not_of_the_link("oifname", "daddr", "destination")))
-    yield Chain(TABLE, "control_from_link", tuple(_control(fragments)))
+    yield Chain(TABLE, "control_from_link", tuple(_control()))
 
 
-def _control(fragments: bool) -> Iterator[Rule]:
-    """What only routers and neighbours say, to whom a Pod cannot speak, and fragments nobody could join."""
+def _control() -> Iterator[Rule]:
+    """What only routers and neighbours say, to whom a Pod cannot speak, and fragments nobody could join.
+
+    The rules of policy ask for connections' states, so fragments that fit have been joined before.
+    """
     yield _drop(Match(Payload("icmpv6", "type"), "==", LINK_CONTROL), why="neighbour or router discovery")
     yield _drop(Match(Payload("icmp", "type"), "==", ROUTER_MESSAGES), why="redirect or router discovery")
     yield _drop(Match(Meta("pkttype"), "!=", PacketType.HOST), why="not addressed to the node's end")
     yield _drop(Match(Fib(("daddr",), "type"), "==", TO_MANY), why="to many")
-    if fragments:
-        yield _drop(Match(Exthdr("frag"), "==", True), why="a fragment that does not fit the others")
+    yield _drop(Match(Exthdr("frag"), "==", True), why="a fragment that does not fit the others")
 
 
 def _hooked(

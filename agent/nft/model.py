@@ -551,6 +551,13 @@ class Ruleset:
             return self.sets.get(name)
         return self.elements.get(name[0], {}).get(name[1])
 
+    def copy(self) -> "Ruleset":
+        """The same items, for a reader who must not see later changes."""
+        made = Ruleset()
+        made.tables, made.chains, made.sets = dict(self.tables), dict(self.chains), dict(self.sets)
+        made.elements = {name: dict(of) for name, of in self.elements.items()}
+        return made
+
     def items(self) -> Iterator[Item]:
         """All items, tables first and elements last."""
         yield from self.tables.values()

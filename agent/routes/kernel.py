@@ -89,6 +89,10 @@ class RouteKernel:
         """
         return await self._in_thread(lambda: self._uplink(node_ips))
 
+    async def local_addresses(self) -> frozenset[IPAddress]:
+        """Every address of this node, on any interface. Raises RouteError."""
+        return await self._in_thread(lambda: frozenset(ip for _, ip in self._addresses()))
+
     async def remove(self) -> Changes:
         """Remove all that podwall made here."""
         return await self.sync(Plan())
@@ -130,6 +134,9 @@ class RouteKernel:
     def _links(self) -> list[tuple[bytes, Link]]:
         return [(body, parse_link(body)) for body in self._kernel.listing(RTM_GETLINK, _IFINFO_ANY)]
 
+    def _addresses(self) -> list[tuple[int, IPAddress]]:
+        return [parse_address(body)[:2] for body in self._kernel.listing(*messages.address_listing())]
+
     def _routes(self) -> list[bytes]:
         return [body for af in _FAMILIES for body in self._kernel.listing(*messages.route_listing(af))]
 
@@ -163,7 +170,7 @@ class RouteKernel:
 
     def _uplink(self, node_ips: Sequence[IPAddress]) -> Uplink:
         links = {link.device: link for _, link in self._links()}
-        addresses = [parse_address(body)[:2] for body in self._kernel.listing(*messages.address_listing())]
+        addresses = self._addresses()
         routes = self._routes()
         holders = {ip: index for index, ip in addresses if not links[index].name.startswith("podwall")}
         index = next((holders[ip] for ip in node_ips if ip in holders), 0)

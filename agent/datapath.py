@@ -1,0 +1,226 @@
+"""The Pods' rules in nftables: from cluster objects and attached Pods to commits, and to flows that must end.
+
+    store --changed--> policy compiler --+
+    nodes, plan -----------------------> |owners| --> reconciler --> Rules --> one transaction
+    attached Pods --> links, compiler ---+                              |
+                                                                        +--> flows that are denied now end
+
+ADD waits for one transaction that holds all of its Pod: its addresses, its isolation and its allows. Before
+it, the Pod's labels must be known; when the watch has not brought the Pod yet, the cluster is asked for it,
+and without an answer ADD fails, closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+
+from agent import flows, metrics
+from agent.cluster.model import Event, IPAddress, Kind, Node, Pod, Synced, Upsert
+from agent.cluster.store import Changed, Store
+from agent.compile import links, tunnel, verdicts
+from agent.compile.incremental import PolicyCompiler
+from agent.compile.members import LocalPod
+from agent.config import Config
+from agent.conntrack import ConntrackError, end_denied
+from agent.nft.evaluate import Evaluator
+from agent.nft.kernel import Kernel, NftError
+from agent.nft.model import Item, Owner
+from agent.pods.model import Attachment
+from agent.reconcile import Reconciler
+from agent.routes.kernel import RouteError
+from agent.routes.plan import Plan
+from agent.rules import Rules
+
+KINDS: tuple[Kind, ...] = ("Node", "Namespace", "Pod", "NetworkPolicy")
+"""What the rules are made of."""
+
+POLICY_OWNERS = frozenset({"class", "isolated", "peer", "member"})
+FLOWS = "flows"  # the only key of its reconciler
+
+FindPod = Callable[[str, str], Awaitable[Pod | None]]
+LocalAddresses = Callable[[], Awaitable[frozenset[IPAddress]]]
+
+log = logging.getLogger(__name__)
+
+
+class UnknownPodError(Exception):
+    """The cluster has no such Pod, so nobody knows its labels."""
+
+
+class Datapath:
+    """What attachments ask for (`attached`, `detached`), and what keeps the rules as the cluster says.
+
+    `find_pod` asks the cluster for a Pod that the store does not have yet, None when there is none;
+    `local_addresses` are the node's own. `committed` is called after each successful commit.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        find_pod: FindPod,
+        local_addresses: LocalAddresses,
+        committed: Callable[[], None],
+    ) -> None:
+        self.store = Store()
+        self.kernel = Kernel()
+        self.rules = Rules(self.kernel, self._compile)
+        self.policies = PolicyCompiler(config.node_name)
+        self.reconciler = Reconciler[Owner]("rules", self._run, expected=NftError)
+        self.ended_flows = Reconciler[str](FLOWS, self._end_flows, expected=(ConntrackError, RouteError))
+        self._config = config
+        self._find_pod = find_pod
+        self._local_addresses = local_addresses
+        self._committed = committed
+        self._plan = Plan()
+        self._synced = asyncio.Event()
+        self._attached: dict[Owner, Attachment] = {}
+
+    # What attachments ask
+
+    async def attached(self, attachment: Attachment) -> None:
+        """Return when the Pod's rules are in force. Raises UnknownPodError, ApiError."""
+        await self._know(attachment)
+        await self.reconciler.settle(*self._attach(attachment))
+
+    async def detached(self, attachment: Attachment) -> None:
+        """Return when no rule speaks of the Pod any more.
+
+        Before the cluster has been listed nothing is committed, and no Pod added that could get the address:
+        the first commit leaves this one out.
+        """
+        owner = links.link_owner(attachment.container_id, attachment.ifname)
+        self._attached.pop(owner, None)
+        owners = self.policies.detach(attachment.container_id, attachment.ifname)
+        if self._synced.is_set():
+            await self.reconciler.settle(owner, *owners)
+
+    def not_ready(self) -> str:
+        """Why no Pod can have its rules now; "" when it can."""
+        missing = [kind for kind in KINDS if kind not in self.store.synced]
+        if missing:
+            return f"waiting for the first list of {', '.join(missing)} from {self._config.cluster}"
+        if self.rules.last_check is None:
+            return f"the rules are not in the kernel yet: {self.reconciler.error or 'first commit under way'}"
+        return ""
+
+    # What the agent tells
+
+    def adopt(self, attachments: Iterable[Attachment]) -> None:
+        """These Pods are on the node already; they are part of the first commit."""
+        for attachment in attachments:
+            self.reconciler.mark(*self._attach(attachment))
+        self.reconciler.mark(links.STATIC, verdicts.STATIC)
+
+    def take(self, event: Event) -> tuple[Changed, ...]:
+        """Take one event of the cluster; return what it changed."""
+        changed = self.store.apply(event)
+        if isinstance(event, Synced):
+            log.info("event=synced kind=%s", event.kind)
+            if all(kind in self.store.synced for kind in KINDS):
+                self._synced.set()
+        if changed:
+            self.reconciler.mark(*self.policies.apply(changed))
+        if any(each.kind == "Node" for each in changed):
+            self.reconciler.mark(links.CLUSTER, tunnel.TUNNEL)
+        return changed
+
+    async def guard(self, plan: Plan) -> None:
+        """Return when the tunnel of this plan may be made or used: nobody else can speak into it."""
+        changed, self._plan = plan != self._plan, plan
+        if changed and plan.vxlan:
+            await self.reconciler.settle(tunnel.TUNNEL)
+        elif changed:
+            self.reconciler.mark(tunnel.TUNNEL)
+
+    def resync(self) -> None:
+        """Compare the kernel with what it should hold, as a whole."""
+        self.rules.distrust()
+        self.reconciler.mark(links.STATIC)
+
+    async def reconcile(self) -> None:
+        """Work until cancelled. Nothing is committed, nor pruned, before every kind has been listed."""
+        await self._synced.wait()
+        self.reconciler.mark(links.CLUSTER)
+        await self.reconciler.loop()
+
+    async def repair(self) -> None:
+        """Undo foreign changes of podwall's tables until cancelled."""
+        async for foreign in self.kernel.changes():
+            metrics.REPAIRS.inc()
+            tables = ",".join(sorted(f"{table.family}/{table.name}" for table in foreign.tables))
+            log.warning("event=foreign-change tables=%s lost=%s", tables, foreign.lost)
+            self.resync()
+
+    # Pods
+
+    async def _know(self, attachment: Attachment) -> None:
+        """Have the Pod in the store, by asking the cluster when need be. Raises UnknownPodError, ApiError."""
+        if not attachment.pod:
+            return
+        known = self.store.snapshot.pods.get((attachment.namespace, attachment.pod))
+        if known is not None and attachment.pod_uid in ("", known.uid):
+            return
+        pod = await self._find_pod(attachment.namespace, attachment.pod)
+        if pod is None or attachment.pod_uid not in ("", pod.uid):
+            raise UnknownPodError(
+                f"the cluster has no Pod {attachment} with uid {attachment.pod_uid or '(not given)'}, "
+                "so its policies are not known"
+            )
+        self.take(Upsert("Pod", pod))
+
+    def _attach(self, attachment: Attachment) -> frozenset[Owner]:
+        owner = links.link_owner(attachment.container_id, attachment.ifname)
+        self._attached[owner] = attachment
+        pod = LocalPod(
+            container_id=attachment.container_id,
+            ifname=attachment.ifname,
+            namespace=attachment.namespace,
+            name=attachment.pod,
+            addresses=attachment.addresses,
+            uid=attachment.pod_uid,
+        )
+        return self.policies.attach(pod) | {owner}
+
+    # Rules
+
+    def _compile(self, owner: Owner) -> Iterable[Item]:
+        """The items of one owner, from what is known now; nothing when it is gone."""
+        if owner == links.STATIC:
+            return links.static(self._config.masquerade)
+        if owner == links.CLUSTER:
+            return links.cluster(self._nodes())
+        if owner == tunnel.TUNNEL:
+            return tunnel.items(self._config.node_name, self._nodes(), self._plan, self._config.masquerade)
+        if owner in self._attached:
+            attached = self._attached[owner]
+            return links.link(attached.link, attached.addresses, attached.namespace, attached.pod)
+        return self.policies.items(owner)
+
+    def _nodes(self) -> Iterable[Node]:
+        return self.store.snapshot.nodes.values()
+
+    async def _run(self, owners: frozenset[Owner]) -> None:
+        await self.rules.run(owners)
+        if any(owner[0] in POLICY_OWNERS for owner in owners):
+            self.ended_flows.mark(FLOWS)
+        self._committed()
+
+    # Flows
+
+    async def _end_flows(self, _: frozenset[str]) -> None:
+        """End the flows of isolated Pods that the rules in force do not allow. Raises ConntrackError."""
+        ruleset = self.rules.ruleset
+        isolated = flows.isolated(ruleset)
+        if not isolated:
+            return
+        judge = flows.Judge(
+            Evaluator(ruleset),
+            {address: each.link for each in self._attached.values() for address in each.addresses},
+            await self._local_addresses(),
+        )
+        ended = await end_denied(judge.allowed, isolated)
+        if ended.ended:
+            metrics.FLOWS_ENDED.inc(ended.ended)
+            log.info("event=flows-ended ended=%d gone=%d", ended.ended, ended.gone)
