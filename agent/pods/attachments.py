@@ -27,7 +27,7 @@ from agent.pods.departures import Departure, Departures
 from agent.pods.ipam import Addresses, BadCidrsError, ExhaustedError, IPNetwork
 from agent.pods.ledger import Cause, Ledger, LedgerError, LedgerThread, Row
 from agent.pods.model import Attachment, identities, shaper_name
-from agent.pods.wiring import FoundLink, Wiring, WiringError
+from agent.pods.wiring import IPV6_MTU_MIN, FoundLink, Wiring, WiringError
 from cni import spec
 from cni.result import Result
 from cni.spec import AttachmentKey, CniError, Request
@@ -124,12 +124,14 @@ class Attachments:
         """Those that are detached but not cleared away yet; their addresses are not free."""
         return tuple(self._departures)
 
-    def set_pod_cidrs(self, cidrs: Sequence[IPNetwork]) -> None:
-        """Give addresses from the Node's podCIDRs from now on; without usable ones ADD is refused."""
+    def set_pod_cidrs(self, cidrs: Sequence[IPNetwork], problem: str = "") -> None:
+        """Give addresses from the Node's podCIDRs from now on; without usable ones ADD is refused.
+
+        `problem` says why there are none, where that is known.
+        """
         node = f"Node {self._settings.node_name}"
-        problem = ""
         if not cidrs:
-            problem = (
+            problem = problem or (
                 f"{node} has no spec.podCIDRs: the controller manager assigns them (--allocate-node-cidrs)"
             )
         elif tuple(cidrs) != self.addresses.cidrs:
@@ -149,11 +151,13 @@ class Attachments:
         """Why ADD is refused now; "" when it is not."""
         if not self._recovered:
             return "the agent is still looking at the Pods that are there"
-        if self._no_cidrs:
-            return self._no_cidrs
+        if reason := self._datapath.not_ready() or self._no_cidrs:
+            return reason
         if not self._mtu:
             return f"Node {self._settings.node_name}: the uplink's MTU is not known yet (or set mtu)"
-        return self._datapath.not_ready()
+        if self._mtu < IPV6_MTU_MIN and any(each.version == 6 for each in self.addresses.cidrs):
+            return f"mtu {self._mtu} is less than IPv6 needs ({IPV6_MTU_MIN}): set mtu, or the uplink's"
+        return ""
 
     async def close(self) -> None:
         """Bring what runs to its end and close the ledger. Pods stay on the network."""

@@ -44,7 +44,7 @@ RETIRED = 0x706F6477  # "podw"
 _CLONE_NEWNET = 0x40000000
 _NS_GET_NSTYPE = 0xB703
 _LOOPBACK = 1  # the first device of every namespace
-_IPV6_MTU_MIN = 1280
+IPV6_MTU_MIN = 1280
 _THREADS = 2
 _ALIAS_MAX = 255
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -172,8 +172,8 @@ class Wiring:
     def _attach(self, attachment: Attachment, netns: int) -> None:
         self._verify(netns)
         a = attachment
-        if a.mtu < _IPV6_MTU_MIN and any(address.version == 6 for address in a.addresses):
-            raise WiringError(f"MTU {a.mtu} is less than IPv6 needs ({_IPV6_MTU_MIN})")
+        if a.mtu < IPV6_MTU_MIN and any(address.version == 6 for address in a.addresses):
+            raise WiringError(f"MTU {a.mtu} is less than IPv6 needs ({IPV6_MTU_MIN})")
         pair = rtnetlink.new_veth(
             link=a.link, mac=a.host_mac, peer=a.ifname, peer_mac=a.mac, mtu=a.mtu, netns=netns
         )

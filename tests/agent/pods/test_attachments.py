@@ -379,10 +379,15 @@ def test_other_reasons(node: Namespace, namespaces: Namespaces, tmp_path: Path) 
     async def main() -> None:
         async with agent(tmp_path, Settings(mtu=0)) as a:
             await not_ready(a, pod, "Node node-a: the uplink's MTU is not known yet")
-            a.attachments.set_mtu(1400)
             a.rules.reason = "the rules were never committed"
-            await not_ready(a, pod, "the rules were never committed")
+            await not_ready(a, pod, "the rules were never committed")  # the cause before what follows from it
             a.rules.reason = ""
+            a.attachments.set_mtu(1000)
+            await not_ready(a, pod, "mtu 1000 is less than IPv6 needs .1280.")
+            a.attachments.set_mtu(1400)
+            a.attachments.set_pod_cidrs((), "Node node-a: spec.podCIDRs is no list")
+            await not_ready(a, pod, "Node node-a: spec.podCIDRs is no list")
+            a.attachments.set_pod_cidrs(CIDRS)
             assert (await a.add("c1", pod)).mtu == 1400
 
     asyncio.run(main())
