@@ -26,7 +26,7 @@ from pathlib import Path
 from agent import calls, http, metrics, node
 from agent import log as logs
 from agent.cluster.errors import ApiError
-from agent.cluster.model import Event
+from agent.cluster.model import Event, Node
 from agent.config import Config, ConfigError, load
 from agent.datapath import KINDS, Datapath
 from agent.nft.kernel import NftError
@@ -76,10 +76,9 @@ class Agent:
         self.route_problems: tuple[str, ...] = ()
         self.sysctl_problems: tuple[node.SysctlProblem, ...] = ()
         self._routes = Reconciler[str]("routes", self._sync_routes, expected=RouteError)
-        self._announcing = Reconciler[str]("announcement", self._announce, expected=(ApiError, OSError))
+        self._announcing = Reconciler[str]("announcement", self._announce, expected=(AnnounceError, ApiError))
         self._routed = False
         self._started = time.time()
-        config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.attachments = Attachments(
             config, Ledger(config.state_dir / "ledger.sqlite3", boot_id()), self.wiring, self
         )
@@ -98,7 +97,9 @@ class Agent:
     def not_ready(self) -> str:
         """Why no Pod can be put on the network now; "" when one can."""
         if reason := self.datapath.not_ready():
-            return reason
+            return "; ".join([reason, *self.source.problems()])
+        if self.config.node_name not in self.datapath.store.snapshot.nodes:
+            return f"there is no Node {self.config.node_name} in {self.config.cluster}: see node_name"
         if not self._routed:
             return f"the routes are not in the kernel yet: {self._routes.error or 'first sync under way'}"
         return ""
@@ -106,7 +107,7 @@ class Agent:
     def not_ready_all(self) -> list[str]:
         """Everything in the way of Pods, for /readyz and status."""
         reason = self.attachments.not_ready()
-        reconcilers = (self.datapath.reconciler, self._routes)
+        reconcilers = (self.datapath.reconciler, self._routes, self._announcing)
         errors = [f"{each.name}: {each.error}" for each in reconcilers if each.error]
         return [reason, *errors] if reason else errors
 
@@ -207,11 +208,16 @@ class Agent:
         if any(each.kind == "Node" for each in changed):
             self._routes.mark(ROUTES)
             self._announcing.mark(NODE)
-            own = self.datapath.store.snapshot.nodes.get(self.config.node_name)
-            if own:
-                self.attachments.set_pod_cidrs(own.pod_cidrs)
-            else:
-                self.attachments.set_pod_cidrs((), f"the cluster has no Node {self.config.node_name}")
+            self._take_pod_cidrs(self.datapath.store.snapshot.nodes.get(self.config.node_name))
+
+    def _take_pod_cidrs(self, own: Node | None) -> None:
+        """With one podCIDR that is none Pods would lack a family: better no Pods until it is mended."""
+        if own is None:
+            self.attachments.set_pod_cidrs((), f"the cluster has no Node {self.config.node_name}")
+        elif bad := [str(each) for each in own.problems if each.field.startswith("spec.podCIDR")]:
+            self.attachments.set_pod_cidrs((), f"Node {own.name}: {'; '.join(bad)}")
+        else:
+            self.attachments.set_pod_cidrs(own.pod_cidrs)
 
     async def _repair_routes(self) -> None:
         async for _ in self.route_kernel.changes():
