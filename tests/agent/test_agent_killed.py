@@ -29,6 +29,7 @@ import pytest
 
 from lab import agents, manifests, netns
 from lab.agents import Agent
+from lab.manifests import ObjectDirectory
 from lab.names import LAB
 from lab.processes import until
 from lab.runtime import PluginError, Runtime, Sandbox
@@ -96,6 +97,7 @@ class Churner:
     """Starts and stops one Pod after the other until it is told to pause; `box` is the one there is."""
 
     runtime: Runtime
+    cluster: ObjectDirectory
     number: int
     chance: random.Random
     running: threading.Event
@@ -118,8 +120,10 @@ class Churner:
 
     def _start(self) -> None:
         name = f"churn-{self.runtime.node.name}-{self.number}"
+        wanted = pod(name, self.runtime.node.name)
+        self.cluster.write(wanted)
         try:
-            self.box = self.runtime.run(f"{LAB}-{name}", pod(name, self.runtime.node.name))
+            self.box = self.runtime.run(f"{LAB}-{name}", wanted)
             self.started += 1
         except PluginError as error:  # kubelet tries again with a new sandbox
             self.refused.append(str(error))
@@ -137,7 +141,7 @@ class Churn:
     def __init__(self, lab: Lab, chance: random.Random) -> None:
         self._go = threading.Event()
         self.churners = [
-            Churner(runtime, number, random.Random(chance.random()), self._go)
+            Churner(runtime, lab._cluster, number, random.Random(chance.random()), self._go)
             for runtime in lab.runtimes.values()
             for number in range(CHURNERS)
         ]
