@@ -27,7 +27,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from .client import EVERY, PAGE, ApiClient, Connection, Selection, open_watch, read_page
+from .client import EVERY, PAGE, ApiClient, Selection, open_watch, read_page
+from .connection import Connection
 from .decode import Change, DecodeError, decode_change
 from .errors import BY_STATUS, ApiError, Gone, Refused, Unauthorized, Unreachable
 from .model import KINDS, Event, Key, Kind, Object, Remove, Synced, Upsert

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from agent.cluster import client as module
-from agent.cluster.client import ApiClient, Lease, tls_context
+from agent.cluster import connection as module
+from agent.cluster.client import ApiClient, Lease
+from agent.cluster.connection import tls_context
 from agent.cluster.credentials import Credentials, CredentialSource
 from agent.cluster.errors import Conflict, NotFound, Refused, Unauthorized, Unreachable
 from agent.cluster.model import Pod
