@@ -9,7 +9,6 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ import yaml
 
 from tests.cluster import contents, engine, image, nodeimage
 from tests.cluster.cache import digest, locked, root
-from tests.cluster.console import ClusterError, run, say, step, succeeds
+from tests.cluster.console import ClusterError, leave_running, run, say, step, succeeds
 from tests.cluster.gobuild import programs
 from tests.cluster.images import write_layout
 from tests.cluster.packages import install_needed, root_archive, root_directory
@@ -279,22 +278,16 @@ def open_door() -> None:
     """Make the API server's port answer in the host's own network too."""
     config = yaml.safe_load(kubeconfig().read_text())
     port = config["clusters"][0]["cluster"]["server"].rsplit(":", 1)[1]
-    with (state() / "forward.log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.cluster.forward", port],
-            cwd=image.PROJECT,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            start_new_session=True,
-        )
-    assert process.stdout
-    if process.stdout.readline() != "ready\n":
-        raise ClusterError(
-            f"the API server's port cannot be offered: {(state() / 'forward.log').read_text()}"
-        )
-    process.stdout.close()
+    log = state() / "forward.log"
+    leave_running([sys.executable, "-m", "tests.cluster.forward", port], log, cwd=image.PROJECT)
+
+    def ready() -> bool:
+        said = log.read_text()
+        if "Error" in said:
+            raise ClusterError(f"the API server's port {port} cannot be offered on the host:\n{said}")
+        return said == "ready\n"
+
+    wait_for("the forwarder of the API server's port", ready, limit=20, every=0.05)
 
 
 def unpack_agnhost() -> None:

@@ -86,6 +86,13 @@ def run(
     return out.decode(errors="replace")
 
 
+def leave_running(argv: Sequence[str | Path], log: Path, cwd: Path | None = None) -> None:
+    """Start a program that outlives this one, in a session of its own, its words going to a file."""
+    with log.open("wb") as file:
+        words = ["setsid", "--fork", *map(str, argv)]
+        subprocess.run(words, stdin=subprocess.DEVNULL, stdout=file, stderr=file, cwd=cwd, check=True)
+
+
 def succeeds(argv: Sequence[str | Path], *, limit: float = 20, env: Mapping[str, str] | None = None) -> bool:
     """Say whether a program ends well within the limit."""
     try:

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from tests.cluster.cache import mounts_below, remove, root
-from tests.cluster.console import ClusterError, run, say, step, succeeds, wait_for
+from tests.cluster.console import ClusterError, leave_running, run, say, step, succeeds, wait_for
 from tests.cluster.packages import root_directory
 from tests.cluster.versions import ENGINE_PACKAGES
 
@@ -27,6 +27,7 @@ SOCKET = STATE / "docker.sock"
 NAMESPACE = Path("/run/netns") / NAME
 CGROUPS = Path("/sys/fs/cgroup")
 SYS_RESOURCE = 1 << 24
+STARTING = 2  # seconds after which the engine's processes must be in their namespace
 
 
 def environment() -> dict[str, str]:
@@ -69,28 +70,15 @@ def launch(data: Path) -> None:
     shutil.copy(HERE / "runtime.sh" if lacks_capability() else tree / "usr/sbin/runc", STATE / "runtime")
     (STATE / "runtime").chmod(0o755)
     run(["ip", "netns", "add", NAME])
-    words = [
-        "unshare",
-        "--mount",
-        "--propagation",
-        "private",
-        "--pid",
-        "--fork",
-        "--kill-child",
-        "--mount-proc",
-    ]
-    with (STATE / "engine.log").open("wb") as log:
-        process = subprocess.Popen(
-            [*inside(), *words, "sh", HERE / "engine.sh", tree, STATE, data],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+    words = [*inside(), "unshare", "--mount", "--propagation", "private"]
+    words += ["--pid", "--fork", "--kill-child", "--mount-proc"]
+    log = STATE / "engine.log"
+    leave_running([*words, "sh", HERE / "engine.sh", tree, STATE, data], log)
+    begun = time.monotonic()
 
     def answers() -> bool:
-        if process.poll() is not None:
-            last = (STATE / "engine.log").read_text(errors="replace").splitlines()[-15:]
+        if time.monotonic() > begun + STARTING and not members():
+            last = log.read_text(errors="replace").splitlines()[-15:]
             raise ClusterError("the container engine ended:\n" + "\n".join(last))
         return running()
 
