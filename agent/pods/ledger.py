@@ -294,7 +294,8 @@ class Ledger:
 
 def _translation(path: Path, error: sqlite3.Error) -> LedgerError:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code == sqlite3.SQLITE_FULL:
+    no_room = code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and not _room(path)
+    if code == sqlite3.SQLITE_FULL or no_room:  # what fails for its log's index is told as any error
         return LedgerError(
             Cause.FULL, f"ledger {path} cannot be written: the disk is full; free some space there"
         )
@@ -303,6 +304,15 @@ def _translation(path: Path, error: sqlite3.Error) -> LedgerError:
     if code == sqlite3.SQLITE_CONSTRAINT:
         return LedgerError(Cause.TAKEN, f"ledger {path} holds that already: {error}")
     return LedgerError(Cause.UNUSABLE, f"ledger {path} cannot be used: {error}")
+
+
+def _room(path: Path) -> int:
+    """The free bytes on a file's file system; of one that cannot be asked, some."""
+    try:
+        facts = os.statvfs(path.parent)
+    except OSError:
+        return 1
+    return facts.f_bavail * facts.f_frsize
 
 
 def _row(fields: Sequence[object], addresses: dict[int, list[IPAddress]]) -> Row:

@@ -232,7 +232,10 @@ class Node:
 
     def reaches(self, box: Sandbox) -> bool:
         """Whether datagrams pass from the node to a Pod and back, in both families."""
-        return all(self._echo(box, str(address)) for address in box.addresses)
+        try:
+            return all(self._echo(box, str(address)) for address in box.addresses)
+        except OSError:  # no route
+            return False
 
     def _echo(self, box: Sandbox, address: str) -> bool:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET

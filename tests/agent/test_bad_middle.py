@@ -1,0 +1,222 @@
+"""What goes wrong while the agent runs: one Pod is refused, with a reason; the others go on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from lab import netns
+from lab.processes import until
+from lab.runtime import PluginError
+from tests.agent.node import CIDRS, Node, command, made
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[Node]:
+    with made() as whole:
+        yield whole
+
+
+@pytest.fixture
+def node(world: Node) -> Iterator[Node]:
+    """A node with an agent that is well; it ends with nothing left of any Pod."""
+    world.start(**{"address-rest-s": "0.2"})
+    world.wait_until_ready()
+    yield world
+    world.write_node()
+    for box in list(world.boxes):
+        world.delete(box)
+    until(lambda: rows(world) == set(), 5, lambda: f"the ledger still has {rows(world)}")
+    assert world.links() == set()
+    world.kill()
+
+
+def rows(node: Node) -> set[str]:
+    """The links that the ledger has."""
+    path = node.agent.state_dir / "ledger.sqlite3"
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+        return {link for (link,) in connection.execute("SELECT link FROM attachments")}
+
+
+def test_an_exhausted_range(node: Node) -> None:
+    node.write_node(cidrs=("10.244.9.0/30", CIDRS[1]))
+    node.wait_for_log("10.244.9.0/30")
+    pods = [node.add(), node.add()]
+    said = node.refused()
+    assert "Node node1: no IPv4 address is free: podCIDR 10.244.9.0/30: 2 of 2 addresses in use" in said
+    assert said.endswith("(code 11)")
+    assert node.status() == ""  # the node itself is well
+    assert rows(node) == {box.host_link for box in pods}
+    node.delete(pods[0])
+    until(lambda: added(node), 5, node.log)
+    assert node.reaches(node.boxes[-1])
+    assert node.reaches(pods[1])
+
+
+def added(node: Node) -> bool:
+    try:
+        node.add()
+    except PluginError:
+        return False
+    return True
+
+
+@pytest.fixture
+def small(world: Node) -> Iterator[Node]:
+    """A node whose ledger lies on a file system of 256 KiB."""
+    state = world.agent.state_dir
+    state.mkdir(exist_ok=True)
+    command("mount", "-t", "tmpfs", "-o", "size=256k", "podwall", str(state))
+    world.start(**{"address-rest-s": "0"})
+    world.wait_until_ready()
+    yield world
+    world.kill()
+    command("umount", str(state))
+
+
+def fill(node: Node) -> None:
+    with (node.agent.state_dir / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
+def test_a_full_disk_under_the_ledger(small: Node) -> None:
+    node = small
+    first, second = node.add(), node.add()
+    fill(node)
+    path = node.agent.state_dir / "ledger.sqlite3"
+    said = [node.refused() for _ in range(20)]  # what is left of the last page may hold the first ones
+    assert f"ledger {path} cannot be written: the disk is full; free some space there" in said[-1]
+    assert said[-1].endswith("(code 5)")
+    node.runtime.call_once("DEL", second)
+    assert not node.reaches(second)
+    assert node.reaches(first)
+    (node.agent.state_dir / "filler").unlink()
+    new = node.add()
+    until(lambda: rows(node) == {first.host_link, new.host_link}, 10, lambda: f"{rows(node)}\n{node.log()}")
+    assert node.links() == rows(node)
+    assert node.reaches(new)
+    for box in (first, new):
+        node.delete(box)
+    node.boxes.clear()
+
+
+def test_a_full_disk_at_the_start(small: Node) -> None:
+    node = small
+    box = node.add()
+    node.stop()
+    fill(node)
+    node.start()
+    assert node.ended() == 1
+    path = node.agent.state_dir / "ledger.sqlite3"
+    assert f"ledger {path} cannot be written: the disk is full; free some space there" in node.log()
+    assert node.reaches(box)
+    (node.agent.state_dir / "filler").unlink()
+    node.start()
+    node.wait_until_ready()
+    assert node.reaches(box)
+    node.delete(box)
+
+
+@pytest.mark.parametrize("damage", [b"no database", bytes(8192)], ids=["no database", "zeros"])
+def test_a_damaged_ledger(node: Node, damage: bytes) -> None:
+    old = [node.add(), node.add()]
+    node.stop()
+    path = node.agent.state_dir / "ledger.sqlite3"
+    path.write_bytes(damage)
+    node.start(**{"address-rest-s": "0.2"})
+    node.wait_until_ready()
+    assert f"ledger {path} is damaged" in node.log()
+    assert len(list(node.agent.state_dir.glob("ledger.sqlite3.damaged-*"))) == 1
+    new = node.add()
+    addresses = [address for box in [*old, new] for address in box.addresses]
+    assert len(set(addresses)) == 6
+    assert all(node.reaches(box) for box in [*old, new])
+    assert rows(node) == {box.host_link for box in [*old, new]}
+    for aside in node.agent.state_dir.glob("ledger.sqlite3.damaged-*"):
+        aside.unlink()
+
+
+def test_two_nodes_with_one_range(node: Node) -> None:
+    """Who had it keeps it; what else the other Node has is routed."""
+    box = node.add()
+    node.write_node("node2", ("10.244.1.128/25", "fd00:10:244:2::/64"), ("172.31.0.12", "fd31::12"))
+    node.wait_for_log("10.244.1.128/25 overlaps 10.244.1.0/24 of Node node1, which keeps it")
+    assert node.status() == ""
+    assert node.reaches(box)
+    assert node.reaches(node.add())
+    routes = json.loads(command("ip", "-j", "-6", "-n", node.netns, "route", "show", "proto", "112"))
+    assert "fd00:10:244:2::/64" in {route["dst"] for route in routes}
+    (node.cluster / "node2.json").unlink()
+
+
+def test_a_node_that_loses_its_range_and_its_object(node: Node) -> None:
+    box = node.add()
+    node.write_node(cidrs=())
+    until(lambda: "Node node1 has no spec.podCIDRs" in node.status(), 5, node.log)
+    assert "Node node1 has no spec.podCIDRs" in node.refused()
+    (node.cluster / "node1.json").unlink()
+    until(lambda: "there is no Node node1" in node.status(), 5, node.log)
+    assert "there is no Node node1" in node.refused()
+    assert node.reaches(box)
+    node.write_node()
+    node.wait_until_ready()
+    assert node.reaches(node.add())
+
+
+def test_a_manifest_that_does_not_parse(node: Node) -> None:
+    box = node.add()
+    node.write("broken.yaml", "kind: Pod\napiVersion: v1\nmetadata: {name: [\n")
+    node.wait_for_log("broken.yaml, document 1 (line 1)' problem='is not YAML: line 4")
+    node.write("odd.json", {"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "Odd One"}, "spec": {}})
+    node.wait_for_log("metadata.name")
+    assert node.reaches(box)
+    assert node.reaches(node.add())
+    for name in ("broken.yaml", "odd.json"):
+        (node.cluster / name).unlink()
+
+
+def test_a_pod_that_the_cluster_does_not_know(node: Node) -> None:
+    box = node.box()
+    (node.cluster / f"{box.pod}.json").unlink()
+    said = node.refused(box)
+    assert f"no Pod default/{box.pod}" in said
+    assert rows(node) == set()
+
+
+def test_a_namespace_that_has_the_interface_already(node: Node) -> None:
+    box = node.box()
+    command("ip", "-n", box.netns, "link", "add", "eth0", "type", "veth", "peer", "name", "other")
+    assert "the Pod's namespace has an interface eth0 already" in node.refused(box)
+    until(lambda: rows(node) == set(), 5, lambda: f"{rows(node)}")
+    assert node.reaches(node.add())
+
+
+def test_a_namespace_that_is_none(node: Node) -> None:
+    box = node.box()
+    netns.remove(box.netns)
+    box.path.write_text("")
+    assert "is not a network namespace" in node.refused(box)
+    box.path.unlink()
+    assert "cannot be opened" in node.refused(box)
+    assert rows(node) == set()
+
+
+def test_a_directory_of_the_runtime_that_cannot_be_written(node: Node) -> None:
+    node.kill()
+    in_the_way = node.home / "file"
+    in_the_way.write_text("")
+    node.start(**{"address-rest-s": "0.2", "cni-conf-dir": str(in_the_way)})
+    node.wait_for_log("cni_conf_dir")
+    until(lambda: node.readyz()[0] == 503, 5, node.log)
+    assert f"announcement: cni_conf_dir {in_the_way} cannot be written: Not a directory" in node.readyz()[1]
+    assert "traceback" not in node.log()
+    in_the_way.unlink()
+    until(in_the_way.is_dir, 10, node.log)
+    until(lambda: node.readyz()[0] == 200, 5, node.log)
+    assert node.reaches(node.add())
