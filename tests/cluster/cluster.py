@@ -22,7 +22,7 @@ import yaml
 
 from tests.cluster import contents, engine, image, nodeimage
 from tests.cluster.cache import digest, locked, root
-from tests.cluster.console import ClusterError, leave_running, run, say, step, succeeds
+from tests.cluster.console import ClusterError, leave_running, run, say, step, succeeds, wait_for
 from tests.cluster.gobuild import programs
 from tests.cluster.images import write_layout
 from tests.cluster.packages import install_needed, root_archive, root_directory
