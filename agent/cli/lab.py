@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import click
 
 from lab import manifests, matrix, netns, state
+from lab.expectation import Expected
 from lab.objects import ManifestError, key_of
 from lab.world import Changes, Lab, LabError, LabPod, PodsError
 
@@ -214,18 +215,13 @@ class Console:
 
 def _show_matrix(made: Lab, output: str) -> bool:
     """Try everything and show what was seen; whether it was as expected."""
-    policies = any(key.kind == "NetworkPolicy" for key in made.objects())
-    seen = made.matrix(matrix.unknown if policies else matrix.everything)
+    seen = made.matrix(Expected(made.objects().values()))
     missing = [pod.full_name for pod in made.pods() if pod.phase != "Running"]
     good = seen.good and not missing
     if output == "json":
         click.echo(json.dumps(_matrix_json(seen, good, missing), indent=1))
         return good
     click.echo(seen.render(colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
-    if policies:
-        click.echo(
-            "there are NetworkPolicies: what they should let through is not computed yet, so not judged"
-        )
     for name in missing:
         click.echo(f"Pod {name} is not running (podwall lab pods says why)")
     return good
