@@ -33,6 +33,9 @@ from pathlib import Path
 from typing import Any
 
 from lab import netns, processes
+from lab.manifests import ObjectDirectory
+from lab.names import RUN
+from lab.objects import Object
 from lab.world import Lab
 
 REFERENCE = Path("/usr/lib/cni")
@@ -145,7 +148,7 @@ def _in(node: Path, work: Callable[[], float]) -> float:
 
 
 def _environment(command: str, container: str, pod: str) -> dict[str, str]:
-    names = f"K8S_POD_NAMESPACE=bench;K8S_POD_NAME={container};K8S_POD_UID={container}"
+    names = f"K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod};K8S_POD_UID={pod}"
     return {
         "CNI_COMMAND": command,
         "CNI_CONTAINERID": container,
@@ -158,6 +161,17 @@ def _environment(command: str, container: str, pod: str) -> dict[str, str]:
 
 
 # The peers
+
+
+def pod_object(name: str) -> Object:
+    """A Pod as the cluster has it before its runtime calls ADD."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": "default", "uid": name},
+        "spec": {"nodeName": "node1", "containers": [{"name": "bench"}]},
+        "status": {"phase": "Pending"},
+    }
 
 
 def podwall(lab: Lab) -> Peer:
@@ -334,7 +348,11 @@ def main() -> None:
         scratch = Path(tempfile.mkdtemp(prefix="podwall-bench-"))
         stack.callback(shutil.rmtree, scratch)
         make, pods = stack.enter_context(namespaces(max(arguments.parallel, 1)))
-        lab = stack.enter_context(Lab(nodes=1))
+        # A /24 has no room for so many Pods a minute, each of whose addresses rests half of one.
+        lab = stack.enter_context(Lab(nodes=1, flags={"address-rest-s": "1"}))
+        cluster = ObjectDirectory(RUN / "cluster", RUN / "scratch")
+        for pod in pods:
+            cluster.write(pod_object(pod))
         node = netns.path(lab.node("node1").netns)
         peers = [
             podwall(lab),
