@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import sha256
 from typing import TypeAlias
 
@@ -104,6 +105,7 @@ class Peer:
         return f"{where}: {self.pods or '*'}{ports}"
 
 
+@lru_cache(maxsize=16384)
 def peer_of(namespace: str, of: SelectorPeer, ports: tuple[PortName, ...] = ()) -> Peer:
     """The Pods that a peer of a policy in this namespace means."""
     pods = Selector(of.pod_selector or EVERYTHING)
@@ -112,6 +114,7 @@ def peer_of(namespace: str, of: SelectorPeer, ports: tuple[PortName, ...] = ()) 
     return Peer(Selector(of.namespace_selector), pods, ports)
 
 
+@lru_cache(maxsize=1024)
 def anybody(ports: tuple[PortName, ...]) -> Peer:
     """Every Pod that has one of these ports: what a named port means where no Pods are named."""
     return Peer(None, Selector(EVERYTHING), ports)

@@ -100,13 +100,12 @@ class PolicyClass:
 
 @dataclass(frozen=True, slots=True)
 class Allow:
-    """What one rule of a policy allows, as conditions any of which suffices, and the peers these look up."""
+    """What one rule of a policy allows, as conditions any of which suffices."""
 
     policy: PolicyKey
     direction: Direction
     index: int
     conditions: tuple[Condition, ...]
-    peers: tuple[Peer, ...] = ()
 
     @property
     def comment(self) -> str:
@@ -128,16 +127,22 @@ def chain(of: PolicyClass, policies: Mapping[PolicyKey, NetworkPolicy]) -> Chain
 
 def peers(of: PolicyClass, policies: Mapping[PolicyKey, NetworkPolicy]) -> dict[str, Peer]:
     """The peers whose sets the chain of a class looks up, by their ids."""
-    return {peer.id: peer for allow in allows(of, policies) for peer in allow.peers}
+    return {peer.id: peer for _, _, far in _far_ends(of, policies) for peer in far.peers()}
 
 
 def allows(of: PolicyClass, policies: Mapping[PolicyKey, NetworkPolicy]) -> Iterator[Allow]:
     """What a class is allowed, rule by rule of its policies."""
     numbers = dict(of.ports)
+    for key, index, far in _far_ends(of, policies):
+        yield Allow(key, of.direction, index, tuple(far.conditions(numbers)))
+
+
+def _far_ends(
+    of: PolicyClass, policies: Mapping[PolicyKey, NetworkPolicy]
+) -> Iterator[tuple[PolicyKey, int, _FarEnd]]:
     for key in of.policies:
         for index, rule in enumerate(rules_of(policies[key], of.direction)):
-            far = _FarEnd(key[0], of.direction, of.family, rule)
-            yield Allow(key, of.direction, index, tuple(far.conditions(numbers)), tuple(far.peers()))
+            yield key, index, _FarEnd(key[0], of.direction, of.family, rule)
 
 
 def rules_of(policy: NetworkPolicy, direction: Direction) -> tuple[PolicyRule, ...]:

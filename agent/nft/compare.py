@@ -1,4 +1,4 @@
-"""Whether a value is what a rule or element names: a constant, a range, a network, several of them at once."""
+"""Whether a value is what a rule or element names: a constant, a range, a network, several at once."""
 
 from __future__ import annotations
 
