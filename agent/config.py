@@ -160,6 +160,11 @@ class Config:
         Path("/run/podwall/agent.sock"), _path, "the socket for the CNI binary and the command"
     )
     state_dir: Path = _setting(Path("/var/lib/podwall"), _path, "where the ledger lies")
+    sysctl_dir: Path = _setting(
+        Path("/proc/sys"),
+        _path,
+        "where the kernel's settings can be written; a container sees its own read-only",
+    )
     cni_conf_dir: Path = _setting(Path("/etc/cni/net.d"), _path, "where the runtime looks for its network")
     mode: Mode = _setting(
         "auto",

@@ -64,8 +64,8 @@ class Agent:
         """Raises LedgerError, OSError."""
         self.config = config
         self.source = source_of(config, KINDS)
-        self.route_kernel = RouteKernel()
-        self.wiring = Wiring()
+        self.route_kernel = RouteKernel(config.sysctl_dir)
+        self.wiring = Wiring(config.sysctl_dir)
         self.plan = Plan()
         self.datapath = Datapath(
             config,
@@ -142,7 +142,9 @@ class Agent:
         metrics.ROUTES.labels("vxlan").set(sum(path.way == "vxlan" for path in plan.paths))
 
     async def _settle_sysctls(self, uplink: str, families: set[int]) -> None:
-        done, problems = await asyncio.to_thread(node.settle, uplink, self.config.mode, families)
+        done, problems = await asyncio.to_thread(
+            node.settle, uplink, self.config.mode, families, self.config.sysctl_dir
+        )
         for sysctl in done:
             log.info("event=sysctl-set name=%s value=%s why=%r", sysctl.name, sysctl.value, sysctl.why)
         for problem in set(problems) - set(self.sysctl_problems):
