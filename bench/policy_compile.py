@@ -3,7 +3,7 @@
     python bench/policy_compile.py [PODS] [POLICIES]
 
 110 Pods are on this node, of all namespaces, so nearly every policy selects some of them and nearly all
-peers are in use: the worst case.  Half of the policies name Pods of their own namespace, half those of others.
+peers are in use: the worst case.  Half of the policies name Pods of their own namespace, half others.
 """
 
 from __future__ import annotations
