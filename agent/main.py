@@ -163,15 +163,20 @@ class Agent:
         """Serve until cancelled. Raises what makes serving impossible, named for its reader."""
         server = Server(self.config.socket, calls.handlers(self.attachments, self.status), calls.observe)
         web = self._listen()
+        work: asyncio.Task[None] | None = None
         try:
             await self.datapath.kernel.start()
             self.datapath.adopt((await self.attachments.recover()).adopted)
             await server.start()
             log.info("event=started node=%s version=%s", self.config.node_name, version("podwall"))
-            await self._work()
+            work = asyncio.create_task(self._work())
+            await asyncio.shield(work)
         finally:
+            # Requests under way end while rules are still committed: without them they would wait in vain.
             await server.stop()
             await self.attachments.close()
+            if work:
+                await _ended(work)
             await self.datapath.kernel.stop()
             await self.route_kernel.close()
             await self.wiring.close()
@@ -286,6 +291,14 @@ async def _every(seconds: float, do: Callable[[], Awaitable[None]]) -> None:
         except Exception as error:
             log.exception("event=periodic-failed what=%s error=%r", do.__name__, str(error))
         await asyncio.sleep(seconds)
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    """Cancel a task and wait for its end; what it failed with has been raised where it was awaited."""
+    task.cancel()
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.exception()
 
 
 def boot_id() -> str:

@@ -35,6 +35,9 @@ from cni.spec import AttachmentKey, CniError, Request
 UNDO_LIMIT_S = 5.0
 """How long a failed ADD waits for its link to be gone before it answers all the same."""
 
+CLOSE_LIMIT_S = 1.0
+"""How much longer requests may take when the agent ends and nobody waits for them any more."""
+
 _Result = TypeVar("_Result")
 
 log = logging.getLogger(__name__)
@@ -160,9 +163,17 @@ class Attachments:
         return ""
 
     async def close(self) -> None:
-        """Bring what runs to its end and close the ledger. Pods stay on the network."""
+        """Bring what runs to its end and close the ledger. Pods stay on the network.
+
+        What does not end in time is left half-made for the next agent, as after a crash.
+        """
         if self._running:
-            await asyncio.wait(self._running)
+            _, late = await asyncio.wait(self._running, timeout=CLOSE_LIMIT_S)
+            for task in late:
+                task.cancel()
+            if late:
+                log.warning("event=requests-left count=%d", len(late))
+                await asyncio.wait(late)
         await self._departures.close()
         await self._ledger.close()
 

@@ -157,6 +157,12 @@ class Node:
         """End whatever runs in the node."""
         processes.stop_in([netns.path(self.netns)], 0.0)
 
+    def worker(self) -> list[int]:
+        """The process that holds libnftables."""
+        assert self.agent._process
+        children = Path(f"/proc/{self.agent._process.pid}/task/{self.agent._process.pid}/children")
+        return [int(word) for word in children.read_text().split()]
+
     def ended(self) -> int:
         """Wait until the agent ends by itself, and return its exit status."""
         assert self.agent._process
@@ -202,7 +208,10 @@ class Node:
 
     def add(self) -> Sandbox:
         """Attach a new Pod. Raises PluginError."""
-        box = self.box()
+        return self.added(self.box())
+
+    def added(self, box: Sandbox) -> Sandbox:
+        """Attach a Pod. Raises PluginError."""
         result = self.runtime.call_once("ADD", box)
         added = Sandbox(**{**{name: getattr(box, name) for name in box.__slots__}, "result": result})
         self.boxes.append(added)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import sqlite3
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
 
+from cni.spec import TRY_AGAIN_LATER
 from lab import netns
 from lab.processes import until
-from lab.runtime import PluginError
+from lab.runtime import PluginError, Sandbox
 from tests.agent.node import CIDRS, Node, command, made
 
 
@@ -220,3 +225,49 @@ def test_a_directory_of_the_runtime_that_cannot_be_written(node: Node) -> None:
     until(in_the_way.is_dir, 10, node.log)
     until(lambda: node.readyz()[0] == 200, 5, node.log)
     assert node.reaches(node.add())
+
+
+def test_asked_to_end_while_pods_come(node: Node) -> None:
+    """Who has been asked answers first, with rules in force; later requests are for the next agent."""
+    boxes = [node.box() for _ in range(24)]
+    refused: list[int] = []
+
+    def add(box: Sandbox) -> Sandbox | None:
+        try:
+            return node.added(box)
+        except PluginError as error:
+            refused.append(error.code)
+            return None
+
+    with ThreadPoolExecutor(len(boxes)) as pool:
+        answers = [pool.submit(add, box) for box in boxes]
+        until(lambda: node.links() != set(), 5, node.log)
+        begun = time.monotonic()
+        node.stop()
+        assert time.monotonic() - begun < 5
+        there = [box for each in answers if (box := each.result())]
+    assert there
+    assert set(refused) <= {TRY_AGAIN_LATER}
+    assert node.links() == rows(node) == {box.host_link for box in there}
+    node.start(**{"address-rest-s": "0.2"})
+    node.wait_until_ready()
+    assert all(node.reaches(box) for box in there)
+
+
+def test_asked_to_end_while_nftables_hangs(node: Node) -> None:
+    box = node.box()
+    (worker,) = node.worker()
+    os.kill(worker, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(node.runtime.call_once, "ADD", box)
+        until(lambda: rows(node) != set(), 5, node.log)
+        begun = time.monotonic()
+        node.stop()
+        print(f"it ended after {time.monotonic() - begun:.1f} s")
+        assert time.monotonic() - begun < 20
+        with pytest.raises(PluginError) as caught:
+            answer.result()
+        assert caught.value.code == TRY_AGAIN_LATER
+    node.start(**{"address-rest-s": "0.2"})
+    node.wait_until_ready()
+    assert rows(node) == node.links() == set()
