@@ -15,6 +15,7 @@ import random
 import re
 import select
 import signal
+import socket
 import sqlite3
 import threading
 import time
@@ -30,34 +31,54 @@ import pytest
 from lab import agents, manifests, netns
 from lab.agents import Agent
 from lab.manifests import ObjectDirectory
-from lab.names import LAB
+from lab.names import CLUSTER_CIDRS, LAB
 from lab.processes import until
 from lab.runtime import PluginError, Runtime, Sandbox
 from lab.world import Lab
-from tests.agent.traffic import steady
+from tests.agent.traffic import Flow, observed, steady
 
 KILLS = int(os.environ.get("PODWALL_TEST_KILLS", "12"))
 CHURNERS = 4  # a node
 POD = """
 apiVersion: v1
 kind: Pod
-metadata: {{name: {name}, namespace: default, uid: uid-{name}}}
+metadata: {{name: {name}, namespace: default, uid: uid-{name}, labels: {{app: {app}}}}}
 spec: {{nodeName: {node}, containers: [{{name: c, ports: [{{containerPort: 8080}}]}}]}}
 """
-STAY = {"here": "node1", "beside": "node1", "far": "node2"}
+POLICIES = """
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: friends, namespace: default}
+spec:
+  podSelector: {matchLabels: {app: friend}}
+  policyTypes: [Ingress, Egress]
+  ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}]}]
+  egress: [{to: [{podSelector: {matchLabels: {app: friend}}}]}]
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: churn, namespace: default}
+spec:
+  podSelector: {matchLabels: {app: churn}}
+  policyTypes: [Ingress, Egress]
+  ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}], ports: [{port: 8080}]}]
+"""
+STAY = {"here": "node1", "beside": "node1", "far": "node2", "stranger": "node1"}
 PAIRS = [("here", "beside"), ("here", "far"), ("far", "beside")]
+DENIED = [("stranger", "beside"), ("stranger", "far")]
 LINK = re.compile(r"podwall[0-9a-f]{8}")
 SHAPER = re.compile(r"podwalli[0-9a-f]{7}")
 
 
-def pod(name: str, node: str) -> dict[str, Any]:
-    return manifests.parse(POD.format(name=name, node=node), "test")[0]
+def pod(name: str, node: str, app: str) -> dict[str, Any]:
+    return manifests.parse(POD.format(name=name, node=node, app=app), "test")[0]
 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    """Two nodes with three Pods that stay; addresses rest shortly, so that churn uses them again."""
-    given = [pod(name, node) for name, node in STAY.items()]
+    """Two nodes with Pods that stay; addresses rest shortly, so that churn uses them again."""
+    given = [pod(name, node, "other" if name == "stranger" else "friend") for name, node in STAY.items()]
+    given += manifests.parse(POLICIES, "test")
     with Lab(nodes=2, flags={"address-rest-s": "0.5"}, given=given) as made:
         yield made
 
@@ -120,7 +141,7 @@ class Churner:
 
     def _start(self) -> None:
         name = f"churn-{self.runtime.node.name}-{self.number}"
-        wanted = pod(name, self.runtime.node.name)
+        wanted = pod(name, self.runtime.node.name, "churn")
         self.cluster.write(wanted)
         try:
             self.box = self.runtime.run(f"{LAB}-{name}", wanted)
@@ -243,6 +264,23 @@ def elements(lab: Lab, node: str) -> Held:
     return gathered(found)
 
 
+def spoken_of(lab: Lab, node: str) -> set[str]:
+    """The Pods' addresses in all elements of podwall's tables."""
+    said = json.loads(run(lab, node, "nft", "-j", "list", "ruleset"))["nftables"]
+    words = re.findall(
+        r'"([0-9a-f.:]+)"', json.dumps([item for item in said if {"set", "map"} & item.keys()])
+    )
+    found = set()
+    for word in words:
+        with contextlib.suppress(ValueError):
+            found.add(ip_address(word))
+    return {
+        str(each)
+        for each in found
+        if any(each in cidr for cidr in CLUSTER_CIDRS if cidr.version == each.version)
+    }
+
+
 def ledger(agent: Agent, state: str) -> Held:
     path = agent.state_dir / "ledger.sqlite3"
     query = """SELECT link, address FROM attachments JOIN addresses ON addresses.attachment = attachments.id
@@ -262,6 +300,17 @@ def rules(lab: Lab, node: str) -> list[dict[str, Any]]:
     return sorted(found, key=lambda item: [str(item.get(name, "")) for name in order])
 
 
+def networks(lab: Lab) -> set[str]:
+    """What stands for a range in a set: its first address."""
+    return {str(cidr.network_address) for node in lab.nodes for cidr in node.pod_cidrs}
+
+
+def friends(lab: Lab) -> set[str]:
+    """Those that the policies name as peers, wherever they are."""
+    pods = [lab.pod(name) for name in STAY if name != "stranger"]
+    return {str(address) for pod in pods for address in pod.addresses}
+
+
 def verify(lab: Lab, node: str, boxes: list[Sandbox]) -> None:
     """Ledger, kernel and the answers that the runtime got say the same."""
     agent = lab.agents[node]
@@ -277,6 +326,7 @@ def verify(lab: Lab, node: str, boxes: list[Sandbox]) -> None:
         assert told == answered
     addresses = [address for held in answered.values() for address in held]
     assert len(addresses) == len(set(addresses)) == 2 * len(answered)
+    assert spoken_of(lab, node) - networks(lab) == set(addresses) | friends(lab)
     for box in [*boxes, *stay]:
         agent.runtime.call("CHECK", box)
 
@@ -291,7 +341,7 @@ def test_killed_at_any_moment(lab: Lab, seed: int) -> None:
     churn = Churn(lab, chance)
     adopted = kills = 0
     try:
-        with steady(lab, PAIRS):
+        with steady(lab, PAIRS, DENIED):
             churn.go()
             while kills < KILLS:
                 agent = chance.choice(list(lab.agents.values()))
@@ -303,12 +353,12 @@ def test_killed_at_any_moment(lab: Lab, seed: int) -> None:
                 with churn.paused():
                     for node in lab.agents:
                         verify(lab, node, churn.boxes(node))
-                        assert rules(lab, node) == before[node]
                         adopted += len(churn.boxes(node))
     finally:
         churn.end()
     for node in lab.agents:
         verify(lab, node, [])
+        assert rules(lab, node) == before[node]
     started = sum(each.started for each in churn.churners)
     refused = [text for each in churn.churners for text in each.refused]
     print(
@@ -320,7 +370,7 @@ def test_killed_at_any_moment(lab: Lab, seed: int) -> None:
 def test_ended_by_sigterm_and_started_again(lab: Lab) -> None:
     churn = Churn(lab, random.Random(1))
     try:
-        with steady(lab, PAIRS):
+        with steady(lab, PAIRS, DENIED):
             for agent in lab.agents.values():
                 churn.go()
                 time.sleep(0.2)
@@ -338,7 +388,8 @@ def test_ended_by_sigterm_and_started_again(lab: Lab) -> None:
 
 def test_flushed_rules_are_back_within_a_second(lab: Lab) -> None:
     tables = rules(lab, "node1"), elements(lab, "node1")
-    with steady(lab, PAIRS):
+    flows: list[Flow] = []
+    with observed(lab, PAIRS, DENIED, flows):
         for _ in range(3):
             run(lab, "node1", "nft", "flush", "ruleset")
             begun = time.monotonic()
@@ -346,8 +397,40 @@ def test_flushed_rules_are_back_within_a_second(lab: Lab) -> None:
             print(f"the rules were back after {(time.monotonic() - begun) * 1e3:.0f} ms")
             assert time.monotonic() - begun < 1
             assert (rules(lab, "node1"), elements(lab, "node1")) == tables
+    assert [flow for flow in flows if flow.back != flow.sent] == [
+        flow for flow in flows if flow.name.startswith("denied")
+    ]
+    with steady(lab, PAIRS, DENIED):
+        time.sleep(0.2)
     assert lab.connect("here", lab.pod("far").address(4), 8080) == "connected"
     assert lab.connect("far", lab.pod("here").address(6), 8080) == "connected"
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_flow_that_began_without_rules_ends_with_them(lab: Lab, version: int) -> None:
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    with (
+        lab.socket("beside", family, socket.SOCK_DGRAM) as sink,
+        lab.socket("stranger", family, socket.SOCK_DGRAM) as sender,
+    ):
+        sink.bind((str(lab.pod("beside").address(version)), 0))
+        sink.setblocking(False)
+        sender.connect(sink.getsockname())
+        run(lab, "node1", "nft", "flush", "ruleset")
+        begun = time.monotonic()
+        assert arrives(sender, sink)
+        until(lambda: not arrives(sender, sink), 5, lambda: "it goes on")
+        print(f"the flow was over after {(time.monotonic() - begun) * 1e3:.0f} ms")
+        assert time.monotonic() - begun < 1
+        assert not any(arrives(sender, sink) for _ in range(10))
+
+
+def arrives(sender: socket.socket, sink: socket.socket) -> bool:
+    sender.send(b"denied")
+    if not select.select([sink], [], [], 0.02)[0]:
+        return False
+    sink.recv(100)
+    return True
 
 
 def test_a_killed_worker_is_replaced(lab: Lab) -> None:
@@ -355,7 +438,7 @@ def test_a_killed_worker_is_replaced(lab: Lab) -> None:
     churn = Churn(lab, random.Random(1))
     agent = lab.agents["node1"]
     try:
-        with steady(lab, PAIRS):
+        with steady(lab, PAIRS, DENIED):
             for _ in range(3):
                 churn.go()
                 time.sleep(0.1)

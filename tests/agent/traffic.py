@@ -2,6 +2,7 @@
 
     UDP   datagram n --> echoed          TCP   number n --> echoed, in order       each every 5 ms
     new   a datagram from a fresh port --> echoed                                  every 50 ms
+    denied   a datagram that no policy allows --> must not arrive                  every 5 ms
 
 Sent over IPv4 and IPv6, by a process of its own with priority, so that a silence is the network's. What was
 sent and never came back is lost.
@@ -30,13 +31,14 @@ PORT = 7007
 TICK_S = 0.005
 FRESH_EVERY = 10  # ticks
 PATIENCE_S = 3.0
+DENIED = "denied UDP"
 NUMBER = struct.Struct("!Q")
 RETRANSMITTED = slice(100, 104)  # tcpi_total_retrans of struct tcp_info
 
 
 @dataclass
 class Flow:
-    """One numbered exchange; `back` counts what came back as it should."""
+    """One numbered exchange; `back` counts what came back as it should, or what arrived but must not."""
 
     name: str
     sent: int = 0
@@ -61,7 +63,9 @@ class End:
 class Traffic:
     """Flows between pairs of Pods, until `stop` is readable."""
 
-    def __init__(self, ends: dict[str, End], pairs: Sequence[tuple[str, str]]) -> None:
+    def __init__(
+        self, ends: dict[str, End], pairs: Sequence[tuple[str, str]], denied: Sequence[tuple[str, str]]
+    ) -> None:
         self._ends = ends
         self._selector = selectors.DefaultSelector()
         self._exchanges: list[_Exchange] = []
@@ -70,6 +74,9 @@ class Traffic:
         for source, target in pairs:
             for version in (4, 6):
                 self._add(source, target, version)
+        for source, target in denied:
+            for version in (4, 6):
+                self._add_denied(source, target, version)
 
     def run(self, stop: TextIO) -> list[Flow]:
         """Exchange until told to stop, let what is under way come back, and tell of each flow."""
@@ -111,6 +118,13 @@ class Traffic:
         self._begin(_Datagrams(Flow(f"UDP {names}"), steady), steady)
         self._exchanges.append(_Fresh(Flow(f"new UDP {names}"), self, source, family, peer))
 
+    def _add_denied(self, source: str, target: str, version: int) -> None:
+        family = socket.AF_INET if version == 4 else socket.AF_INET6
+        sink, sender = (self._socket(pod, family, socket.SOCK_DGRAM) for pod in (target, source))
+        sink.bind((self._ends[target].addresses[str(version)], 0))
+        sender.connect(sink.getsockname())
+        self._begin(_Denied(Flow(f"{DENIED} {source} to {target}, IPv{version}"), sender), sink)
+
     def _begin(self, exchange: _Exchange, of: socket.socket) -> None:
         self._exchanges.append(exchange)
         self._selector.register(of, selectors.EVENT_READ, exchange.receive)
@@ -141,7 +155,8 @@ class Traffic:
             ticks, next_tick = ticks + 1, next_tick + TICK_S
             self._serve(next_tick)
         patient = time.monotonic() + PATIENCE_S
-        while time.monotonic() < patient and any(each.missing for each in self._exchanges):
+        waiting = [each for each in self._exchanges if not isinstance(each, _Denied)]
+        while time.monotonic() < patient and any(each.missing for each in waiting):
             self._serve(time.monotonic() + TICK_S)
         for each in self._exchanges:
             each.end()
@@ -200,6 +215,10 @@ class _Datagrams(_Exchange):
             if number != self.flow.back:
                 self.flow.out_of_order.append(number)
             self.came()
+
+
+class _Denied(_Datagrams):
+    """What is received is at the other end: it must be nothing."""
 
 
 class _Stream(_Exchange):
@@ -267,16 +286,34 @@ def _echo_stream(on: socket.socket) -> None:
         on.sendall(on.recv(65536))
 
 
+Pairs = Sequence[tuple[str, str]]
+
+
 @contextlib.contextmanager
-def steady(lab: Lab, pairs: Sequence[tuple[str, str]]) -> Iterator[None]:
-    """Fail unless everything that is sent while the block runs comes back, and print what there was."""
-    pods = {name: lab.pod(name) for pair in pairs for name in pair}
+def steady(lab: Lab, pairs: Pairs, denied: Pairs = ()) -> Iterator[None]:
+    """Fail unless all that is sent between pairs while the block runs comes back, and nothing denied arrives.
+
+    Prints what there was.
+    """
+    flows: list[Flow] = []
+    with observed(lab, pairs, denied, flows):
+        yield
+    bad = [str(each) for each in flows if each.back != (0 if each.name.startswith(DENIED) else each.sent)]
+    bad += [str(each) for each in flows if each.out_of_order or each.retransmitted]
+    assert not bad, f"lost, late or let through: {bad}"
+    assert all(flow.sent for flow in flows)
+
+
+@contextlib.contextmanager
+def observed(lab: Lab, pairs: Pairs, denied: Pairs, flows: list[Flow]) -> Iterator[None]:
+    """Send while the block runs, print what there was, and add it to `flows`."""
+    pods = {name: lab.pod(name) for pair in (*pairs, *denied) for name in pair}
     ends = {
         name: {"netns": str(pod.netns), "addresses": {str(a.version): str(a) for a in pod.addresses}}
         for name, pod in pods.items()
     }
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.agent.traffic", json.dumps({"ends": ends, "pairs": pairs})],
+        [sys.executable, "-m", "tests.agent.traffic", json.dumps([ends, pairs, denied])],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -290,16 +327,16 @@ def steady(lab: Lab, pairs: Sequence[tuple[str, str]]) -> Iterator[None]:
         finally:
             child.stdin.close()
             said = child.stdout.read()
-    flows = [Flow(**each) for each in json.loads(said)]
-    for kind in ("TCP", "UDP", "new UDP"):
-        print(_summary(kind, [flow for flow in flows if flow.name.startswith(f"{kind} ")]))
-    bad = [str(each) for each in flows if each.back != each.sent or each.out_of_order or each.retransmitted]
-    assert not bad, f"lost or late: {bad}"
-    assert all(flow.sent for flow in flows)
+    flows += [Flow(**each) for each in json.loads(said)]
+    for kind in ("TCP", "UDP", "new UDP", DENIED):
+        if those := [flow for flow in flows if flow.name.startswith(f"{kind} ")]:
+            print(_summary(kind, those))
 
 
 def _summary(kind: str, flows: Sequence[Flow]) -> str:
     sent, back = sum(flow.sent for flow in flows), sum(flow.back for flow in flows)
+    if kind == DENIED:
+        return f"{kind}: {len(flows)} flows, {back} of {sent} arrived"
     silence = max(flow.longest_s for flow in flows) * 1e3
     again = sum(flow.retransmitted for flow in flows)
     return f"{kind}: {len(flows)} flows, {back} of {sent} came back, longest silence {silence:.0f} ms" + (
@@ -308,8 +345,8 @@ def _summary(kind: str, flows: Sequence[Flow]) -> str:
 
 
 def main() -> None:
-    given = json.loads(sys.argv[1])
-    traffic = Traffic({name: End(**end) for name, end in given["ends"].items()}, given["pairs"])
+    ends, pairs, denied = json.loads(sys.argv[1])
+    traffic = Traffic({name: End(**end) for name, end in ends.items()}, pairs, denied)
     os.nice(-10)
     print("begun", flush=True)
     print(json.dumps([asdict(flow) for flow in traffic.run(sys.stdin)]))
