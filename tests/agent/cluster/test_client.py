@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -189,3 +191,49 @@ def test_keys_never_touch_a_disk(cluster: Any, monkeypatch: pytest.MonkeyPatch) 
     assert tls_context(given) is not None
     assert opened[0].startswith("/proc/self/fd/")
     assert tls_context(replace(given, server="http://127.0.0.1:80")) is None
+
+
+def test_through_a_proxy(cluster: Any) -> None:
+    with Proxy() as proxy:
+        client = cluster.client(proxy=f"http://127.0.0.1:{proxy.port}")
+        assert client.version()
+        assert [line.split()[:2] for line in proxy.asked] == [[b"CONNECT", b"127.0.0.1:6443"]]
+        client.close()
+
+
+class Proxy:
+    """Passes one connection on, as CONNECT asks."""
+
+    def __init__(self) -> None:
+        self.asked: list[bytes] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._thread = threading.Thread(target=self._serve)
+
+    def __enter__(self) -> Proxy:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join(10)
+        self._listener.close()
+
+    def _serve(self) -> None:
+        peer, _ = self._listener.accept()
+        with peer, peer.makefile("rb", buffering=0) as lines:
+            self.asked.append(lines.readline().strip())
+            while lines.readline().strip():
+                pass
+            with socket.create_connection(("127.0.0.1", 6443)) as server:
+                peer.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                back = threading.Thread(target=self._pass, args=(server, peer))
+                back.start()
+                self._pass(peer, server)
+                back.join(10)
+
+    @staticmethod
+    def _pass(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_RDWR)
