@@ -98,11 +98,9 @@ class Peer:
                 yield Element(_set(self, address), (address, protocol, number))
 
     def __str__(self) -> str:
-        where = (
-            f"[{self.scope or '*'}]" if isinstance(self.scope, Selector) else self.scope or "any namespace"
-        )
+        where = f"[{self.scope}]" if isinstance(self.scope, Selector) else self.scope or "*"
         ports = "".join(f" {name}/{protocol}" for protocol, name in self.ports)
-        return f"{where}: {self.pods or '*'}{ports}"
+        return f"{where}: {self.pods}{ports}"
 
 
 @lru_cache(maxsize=16384)

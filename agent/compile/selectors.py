@@ -67,7 +67,7 @@ class Selector:
         return self._hash
 
     def __str__(self) -> str:
-        return ",".join(map(_text, self.requirements))
+        return ",".join(map(_text, self.requirements)) or "*"
 
     def __repr__(self) -> str:
         return f"Selector({self})"

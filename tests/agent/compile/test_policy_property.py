@@ -21,7 +21,7 @@ NAMESPACES = ("red", "blue")
 OUTSIDE = ("203.0.113.10", "203.0.113.77", "10.9.9.9", "2001:db8::10", "2001:db8:1::77")
 PROBES = (("TCP", 80), ("TCP", 8080), ("TCP", 443), ("UDP", 53), ("SCTP", 80), ("ICMP", None), ("GRE", None))
 PAIRS_PER_CLUSTER = 100
-CLUSTERS = 800
+CLUSTERS = 500
 
 
 class Chance(random.Random):
