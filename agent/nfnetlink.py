@@ -59,16 +59,20 @@ def connect(receive_bytes: int = 0) -> socket.socket:
 
 
 def message(
-    subsystem: int, kind: int, flags: int, sequence: int, family: int, attributes: bytes, resource: int = 0
+    subsystem: int,
+    kind: int,
+    content: bytes,
+    *,
+    sequence: int,
+    flags: int = 0,
+    family: int = 0,
+    resource: int = 0,
 ) -> bytes:
-    """Build one request; `resource` is for instance the group of a log."""
-    size = MESSAGE.size + len(attributes)
-    return (
-        MESSAGE.pack(
-            size, subsystem << 8 | kind, flags | REQUEST, sequence, 0, family, 0, socket.htons(resource)
-        )
-        + attributes
-    )
+    """Build one request with its attributes; `resource` is for instance the group of a log."""
+    size = MESSAGE.size + len(content)
+    resource = socket.htons(resource)
+    kind |= subsystem << 8
+    return MESSAGE.pack(size, kind, flags | REQUEST, sequence, 0, family, 0, resource) + content
 
 
 def messages(data: bytes) -> Iterator[Received]:
