@@ -38,6 +38,12 @@ _ERROR_PATH = re.compile(r"(?s)(.*) - at `(?:key in )?\$([^`]*)`")
 _PATH_STEP = re.compile(r"\.([A-Za-z0-9_]+)|\[(\d+)\]|(\[\.\.\.\])")
 
 
+_HEADS: tuple[tuple[Literal["ADDED", "MODIFIED"], bytes], ...] = (
+    ("MODIFIED", b'{"type":"MODIFIED","object":'),
+    ("ADDED", b'{"type":"ADDED","object":'),
+)
+
+
 class DecodeError(Exception):
     """An object that cannot be used at all; `field` says what in it, `name` what is known of its name."""
 
@@ -56,8 +62,7 @@ class Page:
     continues: str
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True):
     """One event of a watch; `object` is None for BOOKMARK, DELETED, ERROR and a refused object."""
 
     type: Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR"]
@@ -92,7 +97,23 @@ def decode_page(kind: AnyKind, data: bytes) -> Page:
 
 
 def decode_change(kind: AnyKind, line: bytes) -> Change:
-    """One line of a watch; raises msgspec.DecodeError when it is no event."""
+    """One line of a watch; raises msgspec.DecodeError when it is no event.
+
+    Most lines are read in one go, past the envelope that the API server always writes alike.
+    """
+    for type_, head in _HEADS:
+        if line.startswith(head) and line.endswith(b"}"):
+            reader = _READERS[kind]
+            try:
+                item = reader.decoder.decode(memoryview(line)[len(head) : -1])
+                found = _built(kind, reader, item, [])
+            except (msgspec.DecodeError, DecodeError, RecursionError):
+                break  # what is wrong in it, and where, is found out below
+            return Change(type_, item.metadata.resource_version or "", found, found.key)
+    return _decode_any_change(kind, line)
+
+
+def _decode_any_change(kind: AnyKind, line: bytes) -> Change:
     event = _WATCH_EVENT.decode(line)
     if event.type == "ERROR":
         return Change("ERROR", status=_STATUS.decode(event.object))
@@ -100,16 +121,12 @@ def decode_change(kind: AnyKind, line: bytes) -> Change:
         meta = _IDENTITY.decode(event.object).metadata
         key = _key(kind, meta) if event.type == "DELETED" else None
         return Change(cast("Any", event.type), meta.resource_version or "", key=key)
-    reader = _READERS[kind]
+    version = _version(event.object)
     try:
-        item = reader.decoder.decode(event.object)
-        found = _built(kind, reader, item, [])
-        version = item.metadata.resource_version
-    except (msgspec.ValidationError, RecursionError):
-        return _change_with_problems(kind, event)
+        found = decode(kind, bytes(event.object))
     except DecodeError as error:
-        return Change(cast("Any", event.type), _version(event.object), refused=error)
-    return Change(cast("Any", event.type), version or "", found, found.key)
+        return Change(cast("Any", event.type), version, refused=error)
+    return Change(cast("Any", event.type), version, found, found.key)
 
 
 def decode_status(data: bytes) -> wire.Status:
@@ -120,15 +137,6 @@ def decode_status(data: bytes) -> wire.Status:
         return wire.Status()
 
 
-def _change_with_problems(kind: AnyKind, event: wire.WatchEvent) -> Change:
-    version = _version(event.object)
-    try:
-        found = _salvaged(kind, _tree(kind, event.object))
-    except DecodeError as error:
-        return Change(cast("Any", event.type), version, refused=error)
-    return Change(cast("Any", event.type), version, found, found.key)
-
-
 def _version(data: msgspec.Raw) -> str:
     """The resource version of an object, whatever else is wrong in it; "" when there is none."""
     try:
@@ -137,7 +145,7 @@ def _version(data: msgspec.Raw) -> str:
         return ""
 
 
-def _tree(kind: AnyKind, data: bytes | msgspec.Raw) -> object:
+def _tree(kind: AnyKind, data: bytes) -> object:
     try:
         return msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

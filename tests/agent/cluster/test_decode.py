@@ -671,7 +671,7 @@ def test_an_empty_page() -> None:
 
 
 def event(type_: str, **item: Any) -> bytes:
-    return json.dumps({"type": type_, "object": item}).encode()
+    return json.dumps({"type": type_, "object": item}, separators=(",", ":")).encode()
 
 
 def test_changes() -> None:
