@@ -42,6 +42,7 @@ format: setup ## format the sources
 	@.venv/bin/ruff check --fix .
 
 test: setup ## every test: pure, lab and real cluster (TESTS=tests/agent for some)
+	@[ "$(TESTS)" != tests ] || $(PYTHON) -m tests.cluster build
 	@$(PYTHON) -m pytest $(TESTS)
 
 bench: setup ## the benchmarks, peers side by side
