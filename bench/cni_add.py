@@ -8,9 +8,9 @@ frozen binary and the real agent in a lab of one node; each peer has a network n
 node. Peers take turns in every round, so that what else the machine does falls on all alike. The namespaces
 of the Pods are made beforehand and are no part of the time.
 
-ptp and bridge end after the kernel's duplicate address detection where they give IPv6 addresses, so they are
-shown for IPv4 alone too. podwall's DEL answers when the Pod is cut off and removes the link afterwards, which
-is shown on a line of its own.
+ptp waits for the kernel's duplicate address detection where it gives an IPv6 address, so it is shown for IPv4
+alone too. podwall's DEL answers when the Pod is cut off and removes the link afterwards, which is shown on a
+line of its own.
 """
 
 from __future__ import annotations

@@ -8,11 +8,13 @@ PODWALL_TEST_KILLS=100 is the whole test; a run of all tests takes fewer.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
 import random
 import re
+import secrets
 import select
 import signal
 import socket
@@ -37,7 +39,7 @@ from lab.runtime import PluginError, Runtime, Sandbox
 from lab.world import Lab
 from tests.agent.traffic import Flow, observed, steady
 
-KILLS = int(os.environ.get("PODWALL_TEST_KILLS", "12"))
+KILLS = int(os.environ.get("PODWALL_TEST_KILLS", "10"))
 CHURNERS = 4  # a node
 POD = """
 apiVersion: v1
@@ -137,22 +139,25 @@ class Churner:
             elif self.box is None:
                 self._start()
             else:
-                self._stop(self.box)
+                self.stop(self.box)
 
     def _start(self) -> None:
         name = f"churn-{self.runtime.node.name}-{self.number}"
-        wanted = pod(name, self.runtime.node.name, "churn")
-        self.cluster.write(wanted)
+        self.cluster.write(pod(name, self.runtime.node.name, "churn"))
+        box = Sandbox(secrets.token_hex(32), f"{LAB}-{name}", "default", name, f"uid-{name}")
+        netns.create(box.netns)
         try:
-            self.box = self.runtime.run(f"{LAB}-{name}", wanted)
+            self.box = dataclasses.replace(box, result=self.runtime.call("ADD", box))
             self.started += 1
         except PluginError as error:  # kubelet tries again with a new sandbox
             self.refused.append(str(error))
+            self.stop(box)
 
-    def _stop(self, box: Sandbox) -> None:
+    def stop(self, box: Sandbox) -> None:
         if self.chance.random() < 0.2:  # the runtime lost the namespace before it called DEL
             netns.remove(box.netns)
-        self.runtime.stop(box)
+        self.runtime.call("DEL", box)
+        netns.remove(box.netns)
         self.box = None
 
 
@@ -196,8 +201,7 @@ class Churn:
             assert not thread.is_alive()
         for each in self.churners:
             if each.box:
-                each.runtime.stop(each.box)
-                each.box = None
+                each.stop(each.box)
 
     def boxes(self, node: str) -> list[Sandbox]:
         return [each.box for each in self.churners if each.box and each.runtime.node.name == node]
