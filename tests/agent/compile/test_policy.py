@@ -629,6 +629,19 @@ def test_an_attached_pod_is_a_peer_before_its_status_says_so() -> None:
     assert world.accepts("10.244.0.9", API)
 
 
+def test_a_named_port_follows_its_pod() -> None:
+    to_http = letting_out(to=[{"podSelector": {}}], ports=[{"port": "http"}])
+    world = World(
+        *CLUSTER, to_http, policy("shop/web", podSelector=web, ingress=[{"ports": [{"port": "http"}]}])
+    )
+    assert world.accepts(API, WEB, 8080)
+
+    world.put(pod("shop/web", WEB, WEB6, app="web", tier="front", ports=[("http", 9090)]))
+
+    assert world.accepts(API, WEB, 9090)
+    assert not world.accepts(API, WEB, 8080)
+
+
 def test_a_detached_address_is_in_no_set_whatever_the_status_says() -> None:
     world = World(*CLUSTER, allowing(**{"from": [{"podSelector": web}]}), policy("shop/deny"))
 
