@@ -21,7 +21,7 @@ from agent.cluster.model import Event, IPAddress, Kind, Node, Pod, Synced, Upser
 from agent.cluster.store import Changed, Store
 from agent.compile import links, tunnel, verdicts
 from agent.compile.incremental import PolicyCompiler
-from agent.compile.members import LocalPod
+from agent.compile.members import LocalPod, is_of
 from agent.config import Config
 from agent.conntrack import ConntrackError, end_denied
 from agent.nft.evaluate import Evaluator
@@ -159,11 +159,12 @@ class Datapath:
         """Have the Pod in the store, by asking the cluster when need be. Raises UnknownPodError, ApiError."""
         if not attachment.pod:
             return
-        known = self.store.snapshot.pods.get((attachment.namespace, attachment.pod))
-        if known is not None and attachment.pod_uid in ("", known.uid):
+        local = _local(attachment)
+        known = self.store.snapshot.pods.get(local.key)
+        if known is not None and is_of(local, known):
             return
-        pod = await self._find_pod(attachment.namespace, attachment.pod)
-        if pod is None or attachment.pod_uid not in ("", pod.uid):
+        pod = await self._find_pod(*local.key)
+        if pod is None or not is_of(local, pod):
             raise UnknownPodError(
                 f"the cluster has no Pod {attachment} with uid {attachment.pod_uid or '(not given)'}, "
                 "so its policies are not known"
@@ -173,15 +174,7 @@ class Datapath:
     def _attach(self, attachment: Attachment) -> frozenset[Owner]:
         owner = links.link_owner(attachment.container_id, attachment.ifname)
         self._attached[owner] = attachment
-        pod = LocalPod(
-            container_id=attachment.container_id,
-            ifname=attachment.ifname,
-            namespace=attachment.namespace,
-            name=attachment.pod,
-            addresses=attachment.addresses,
-            uid=attachment.pod_uid,
-        )
-        return self.policies.attach(pod) | {owner}
+        return self.policies.attach(_local(attachment)) | {owner}
 
     # Rules
 
@@ -224,3 +217,14 @@ class Datapath:
         if ended.ended:
             metrics.FLOWS_ENDED.inc(ended.ended)
             log.info("event=flows-ended ended=%d gone=%d", ended.ended, ended.gone)
+
+
+def _local(attachment: Attachment) -> LocalPod:
+    return LocalPod(
+        container_id=attachment.container_id,
+        ifname=attachment.ifname,
+        namespace=attachment.namespace,
+        name=attachment.pod,
+        addresses=attachment.addresses,
+        uid=attachment.pod_uid,
+    )

@@ -164,7 +164,12 @@ _ALSO: Mapping[str, Mapping[str, int]] = {
     "inet_proto": {"ipv6-icmp": 58, "ipv6-frag": 44, "hopopt": 0, "ipv6-route": 43, "ipv6-opts": 60},
     "ether_type": {"8021q": 0x8100, "vlan": 0x8100, "8021ad": 0x88A8},
     "pkt_type": {"unicast": 0},
-    "icmpv6_type": {"mld-listener-reduction": 132, "mld2-listener-report": 143},
+    "icmpv6_type": {
+        "mld-listener-reduction": 132,
+        "ind-neighbor-solicit": 141,
+        "ind-neighbor-advert": 142,
+        "mld2-listener-report": 143,
+    },
 }
 _NUMBERS = {kind: {**_ALSO.get(kind, {}), **names} for kind, names in NAMES.items()}
 _WORDS = {kind: {number: name for name, number in names.items()} for kind, names in NAMES.items()}

@@ -16,8 +16,8 @@ from agent.cluster.store import Changed
 from agent.compile.incremental import PolicyCompiler
 from agent.nft.model import CtState, IcmpType, TcpFlag
 from agent.nft.packet import Connection, Flow
+from lab.expectation import FirstPacket, Oracle, pod_addresses
 from tests.agent.compile.worlds import NODE_ADDRESSES, World, decoded, namespace, pod, policy
-from tests.policy_oracle import Oracle, Probe, pod_addresses
 
 WEB, WEB6 = "10.244.0.2", "fd00:10:244::2"
 API, API6 = "10.244.0.3", "fd00:10:244::3"
@@ -463,12 +463,12 @@ def test_the_documentation_case_by_case(name: str) -> None:
     policies, opened, closed = CASES[name]
     world, oracle = World(*CLUSTER, *policies), Oracle((*CLUSTER, *policies))
 
-    assert [reach for reach in opened if not world.judge(Probe(*reach)).accepted] == []
-    assert [reach for reach in closed if world.judge(Probe(*reach)).accepted] == []
+    assert [reach for reach in opened if not world.judge(FirstPacket(*reach)).accepted] == []
+    assert [reach for reach in closed if world.judge(FirstPacket(*reach)).accepted] == []
     assert [probe for probe in _grid() if world.judge(probe).accepted != _allowed(oracle, probe)] == []
 
 
-def _grid() -> list[Probe]:
+def _grid() -> list[FirstPacket]:
     """All pairs that this node sees: from or to one of its Pods."""
     pairs = [pair for of in (ADDRESSES, ADDRESSES6) for pair in product(of, repeat=2)]
     seen = [
@@ -476,10 +476,10 @@ def _grid() -> list[Probe]:
         for source, target in pairs
         if source in LOCAL or (target in LOCAL and source not in NODE_ADDRESSES)
     ]
-    return [Probe(*pair, *what) for pair, what in product(seen, TRIED)]
+    return [FirstPacket(*pair, *what) for pair, what in product(seen, TRIED)]
 
 
-def _allowed(oracle: Oracle, probe: Probe) -> bool:
+def _allowed(oracle: Oracle, probe: FirstPacket) -> bool:
     out = probe.source not in LOCAL or oracle.allows_egress(probe)
     return out and (probe.target not in LOCAL or oracle.allows_ingress(probe))
 
@@ -560,7 +560,7 @@ def test_an_unknown_type_isolates_both_ways() -> None:
     assert not world.accepts(API, OUTSIDE)
 
 
-def _to_api() -> list[Probe]:
+def _to_api() -> list[FirstPacket]:
     return [probe for probe in _grid() if probe.target in {API, API6} and probe.source != probe.target]
 
 
@@ -704,7 +704,7 @@ def test_packets_of_a_known_connection_pass() -> None:
     world = World(*CLUSTER, DENY)
     known = Connection(CtState.ESTABLISHED)
 
-    assert world.judge(Probe(API, OUTSIDE, "TCP", 80), known, tcp_flags=TcpFlag.ACK).accepted
+    assert world.judge(FirstPacket(API, OUTSIDE, "TCP", 80), known, tcp_flags=TcpFlag.ACK).accepted
 
 
 MIDSTREAM = (TcpFlag.ACK, TcpFlag.SYN | TcpFlag.ACK, TcpFlag.RST, TcpFlag.FIN | TcpFlag.ACK, TcpFlag.PSH, 0)
@@ -720,20 +720,20 @@ def test_an_isolated_pods_connections_begin_with_syn(
     world = World(*CLUSTER, policy("shop/p", podSelector=api, policyTypes=["Egress"], egress=[{}]))
 
     assert world.accepts(*ends)
-    assert not world.judge(Probe(*ends, "TCP", 80), Connection(state), tcp_flags=flags).accepted
+    assert not world.judge(FirstPacket(*ends, "TCP", 80), Connection(state), tcp_flags=flags).accepted
 
 
 def test_other_pods_connections_may_be_taken_up_in_the_middle() -> None:
     world = World(*CLUSTER, DENY)
 
-    assert world.judge(Probe(WEB, OUTSIDE, "TCP", 80), tcp_flags=TcpFlag.ACK).accepted
+    assert world.judge(FirstPacket(WEB, OUTSIDE, "TCP", 80), tcp_flags=TcpFlag.ACK).accepted
 
 
 def icmp_error(world: World, source: str, target: str, flow: Flow | None, state: CtState) -> bool:
     """An error from source to target about a flow, which connection tracking may know."""
     six = ":" in source
     about = Connection(state, original=flow, reply=None if flow is None else flow.back)
-    probe = Probe(source, target, "ICMP")
+    probe = FirstPacket(source, target, "ICMP")
     kind = 1 if six else IcmpType.DESTINATION_UNREACHABLE
     return world.judge(probe, about, icmp_type=kind, icmp_code=3).accepted
 
@@ -770,7 +770,7 @@ def test_an_error_about_a_translated_flow_comes_from_its_real_end() -> None:
     about = Connection(CtState.RELATED, original=original, reply=real.back)
 
     def judged(source: str) -> bool:
-        probe = Probe(source, API, "ICMP")
+        probe = FirstPacket(source, API, "ICMP")
         return world.judge(probe, about, icmp_type=IcmpType.DESTINATION_UNREACHABLE).accepted
 
     assert judged(WEB)
@@ -781,7 +781,7 @@ def test_an_error_about_a_translated_flow_comes_from_its_real_end() -> None:
 def test_what_is_related_but_no_icmp_is_judged_by_the_policies() -> None:
     world = World(*CLUSTER, DENY_IN)
 
-    assert not world.judge(Probe(WEB, API, "TCP", 80), Connection(CtState.RELATED)).accepted
+    assert not world.judge(FirstPacket(WEB, API, "TCP", 80), Connection(CtState.RELATED)).accepted
 
 
 def test_echo_requests_are_new() -> None:
@@ -797,7 +797,7 @@ def test_echo_requests_are_new() -> None:
 def test_the_trace_names_the_policy_and_its_rule() -> None:
     world = World(*CLUSTER, allowing(**{"from": [{"podSelector": web}]}))
 
-    result = world.judge(Probe(WEB, API, "TCP", 80))
+    result = world.judge(FirstPacket(WEB, API, "TCP", 80))
 
     assert [step.rule.comment for step in result.trace if step.rule.comment] == ["shop/api/ingress[0]"]
 
@@ -805,7 +805,7 @@ def test_the_trace_names_the_policy_and_its_rule() -> None:
 def test_a_denied_packet_is_logged_under_its_class() -> None:
     world = World(*CLUSTER, allowing(**{"from": [{"podSelector": web}]}))
 
-    result = world.judge(Probe(DB, API, "TCP", 80))
+    result = world.judge(FirstPacket(DB, API, "TCP", 80))
 
     (of,) = [each for each in world.compiler.classes("container-shop-api", "eth0") if each.family == 4]
     assert result.outcome == "drop"

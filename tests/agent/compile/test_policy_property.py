@@ -14,8 +14,8 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lab.expectation import FirstPacket, Oracle, pod_addresses
 from tests.agent.compile.worlds import NODE, NODE_ADDRESSES, World, namespace, pod, policy
-from tests.policy_oracle import Oracle, Probe, pod_addresses
 
 NAMESPACES = ("red", "blue")
 OUTSIDE = ("203.0.113.10", "203.0.113.77", "10.9.9.9", "2001:db8::10", "2001:db8:1::77")
@@ -174,7 +174,7 @@ CONTAINER_PORTS = (
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-def probes(objects: list[dict[str, Any]], limit: int) -> list[Probe]:
+def probes(objects: list[dict[str, Any]], limit: int) -> list[FirstPacket]:
     """Packets that this node sees: from or to one of its Pods."""
     pods = [of for of in objects if of["kind"] == "Pod"]
     local = {ip for of in pods if of["spec"]["nodeName"] == NODE for ip in pod_addresses(of)}
@@ -185,11 +185,11 @@ def probes(objects: list[dict[str, Any]], limit: int) -> list[Probe]:
         if (source in local or (target in local and source not in NODE_ADDRESSES))
         and (":" in source) == (":" in target)
     ]
-    grid = [Probe(*ends, *what) for ends, what in product(pairs, PROBES)]
+    grid = [FirstPacket(*ends, *what) for ends, what in product(pairs, PROBES)]
     return random.Random(len(grid)).sample(grid, min(limit, len(grid)))
 
 
-def expected(objects: list[dict[str, Any]], probe: Probe) -> bool:
+def expected(objects: list[dict[str, Any]], probe: FirstPacket) -> bool:
     """The documentation, where this node enforces it: on its own Pods."""
     oracle = Oracle(objects)
     local = {

@@ -18,7 +18,7 @@ from agent.nft.model import FibType, Icmp6Type, IcmpType, Item, Proto, Ruleset, 
 from agent.nft.model import Key as NftKey
 from agent.nft.owners import Desired
 from agent.nft.packet import Connection, Packet
-from tests.policy_oracle import Probe, pod_addresses
+from lab.expectation import FirstPacket, pod_addresses
 
 NODE = "node-1"
 NODE_ADDRESSES = ("192.168.10.1", "fd00:10::1")
@@ -155,7 +155,7 @@ class World:
         """Everything compiled again from nothing, as after a restart."""
         return World(*self.manifests.values()).ruleset
 
-    def judge(self, probe: Probe, connection: Connection | None = None, **facts: Any) -> Result:
+    def judge(self, probe: FirstPacket, connection: Connection | None = None, **facts: Any) -> Result:
         """Send a packet from and to where these addresses are, seen from this node."""
         if self._evaluator is None:
             self._evaluator = Evaluator(self.ruleset, _fib)
@@ -173,7 +173,7 @@ class World:
         return self._evaluator.judge(packet, hooks, connection)
 
     def accepts(self, source: str, target: str, port: int | None = 80, protocol: str = "TCP") -> bool:
-        return self.judge(Probe(source, target, protocol, port)).accepted
+        return self.judge(FirstPacket(source, target, protocol, port)).accepted
 
     def _link(self, address: str) -> str:
         for each in self.manifests.values():
@@ -182,7 +182,7 @@ class World:
         return "eth0"
 
 
-def _transport(probe: Probe) -> dict[str, Any]:
+def _transport(probe: FirstPacket) -> dict[str, Any]:
     if probe.protocol == "ICMP":
         v4 = ip_address(probe.source).version == 4
         kind = IcmpType.ECHO_REQUEST if v4 else Icmp6Type.ECHO_REQUEST
