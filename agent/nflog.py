@@ -19,7 +19,8 @@ from agent.pods.rtnetlink import attribute, attributes
 COPIED_BYTES = 128
 """So much of a packet is asked for: IPv6, some extension headers and TCP's or UDP's own."""
 
-RECEIVE_BYTES = 1 << 20
+RECEIVE_BYTES = 1 << 18
+"""Of the socket's buffer: some 2,000 packets, a second's work; more would only make what is read older."""
 
 _PACKET, _CONFIG = 0, 1
 _CFG_COMMAND, _CFG_MODE, _CFG_TIMEOUT, _CFG_THRESHOLD, _CFG_FLAGS = 1, 2, 4, 5, 6
