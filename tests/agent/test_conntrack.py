@@ -91,6 +91,8 @@ class World:
     def build(self) -> None:
         for place in ("node", "left", "right"):
             self.run("ip", "netns", "add", f"{self.prefix}-{place}")
+            no_dad = ("sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0")
+            self.run("ip", "netns", "exec", f"{self.prefix}-{place}", *no_dad)
         for number, place in enumerate(("left", "right"), 1):
             node, other = f"{self.prefix}-node", f"{self.prefix}-{place}"
             lines = f"""link add {place} type veth peer name eth0 netns {other}
