@@ -21,9 +21,10 @@ from agent.cluster.model import Event, IPAddress, Kind, Node, Pod, Synced, Upser
 from agent.cluster.store import Changed, Store
 from agent.compile import links, tunnel, verdicts
 from agent.compile.incremental import PolicyCompiler
-from agent.compile.members import LocalPod, is_of
+from agent.compile.members import LocalPod, PodKey, is_of
 from agent.config import Config
 from agent.conntrack import ConntrackError, end_denied
+from agent.denials import Denial, Denials, Reason
 from agent.nft.evaluate import Evaluator
 from agent.nft.kernel import Kernel, NftError
 from agent.nft.model import Item, Owner
@@ -76,6 +77,7 @@ class Datapath:
         self._plan = Plan()
         self._synced = asyncio.Event()
         self._attached: dict[Owner, Attachment] = {}
+        self.denials = Denials(verdicts.LOG_GROUP, self._describe)
 
     # What attachments ask
 
@@ -93,6 +95,7 @@ class Datapath:
         owner = links.link_owner(attachment.container_id, attachment.ifname)
         self._attached.pop(owner, None)
         owners = self.policies.detach(attachment.container_id, attachment.ifname)
+        self.denials.forget(attachment.namespace, attachment.pod)
         if self._synced.is_set():
             await self.reconciler.settle(owner, *owners)
 
@@ -200,6 +203,23 @@ class Datapath:
             self.ended_flows.mark(FLOWS)
         self._committed()
 
+    # What was denied
+
+    def _describe(self, denial: Denial) -> Reason:
+        """Name the Pods of a denied packet; its log prefix says which rules denied it."""
+        words = denial.prefix.split()
+        direction, pod_class = (words[1] if len(words) > 1 else "", words[2] if len(words) > 2 else "")
+        ends = (denial.source, denial.destination)
+        mine, theirs = ends if direction == "egress" else reversed(ends)
+        pods = self.store.snapshot.pods_at
+        own = [pod.key for pod in self.policies.members(pod_class) if mine in pod.addresses]
+        return Reason(
+            pod=_named(own or pods(mine)),
+            peer=_named(pods(theirs)),
+            direction=direction,
+            pod_class=pod_class,
+        )
+
     # Flows
 
     async def _end_flows(self, _: frozenset[str]) -> None:
@@ -217,6 +237,10 @@ class Datapath:
         if ended.ended:
             metrics.FLOWS_ENDED.inc(ended.ended)
             log.info("event=flows-ended ended=%d gone=%d", ended.ended, ended.gone)
+
+
+def _named(pods: Iterable[PodKey]) -> str:
+    return ",".join(sorted("/".join(key) for key in pods))
 
 
 def _local(attachment: Attachment) -> LocalPod:

@@ -201,6 +201,7 @@ class Agent:
             tasks.create_task(self.source.run(self._take))
             tasks.create_task(self.datapath.reconcile())
             tasks.create_task(self.datapath.repair())
+            tasks.create_task(self.datapath.denials.run())
             tasks.create_task(self.datapath.ended_flows.loop())
             tasks.create_task(self._routes.loop())
             tasks.create_task(self._repair_routes())
@@ -277,6 +278,7 @@ class Agent:
                 {"node": path.node, "cidr": str(path.cidr), "way": path.way} for path in self.plan.paths
             ],
             "problems": [*map(str, self.sysctl_problems), *self.route_problems],
+            "denied_packets_seen": self.datapath.denials.packets,
             "commits": self.datapath.rules.commits,
             "last_commit": self.datapath.rules.last_commit,
             "last_check": self.datapath.rules.last_check,
