@@ -36,8 +36,7 @@ import asyncio
 import errno
 import socket
 import struct
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence, Set
 from contextlib import suppress
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
@@ -135,21 +134,25 @@ async def end_flows(flows: Sequence[Flow]) -> Ended:
 
 
 async def end_denied(
-    allowed: Callable[[Flow], bool], addresses: Set[IPAddress] | None = None, grace_s: float = GRACE_S
+    judge: Callable[[], Awaitable[Callable[[Flow], bool]]],
+    addresses: Set[IPAddress] | None = None,
+    grace_s: float = GRACE_S,
 ) -> Ended:
     """End the flows of these addresses (None: of all) that are not allowed, those just beginning included.
 
-    To be called when the rules that deny them are in force. `allowed` is called in another thread.
-    Raises ConntrackError.
+    To be called when the rules that deny them are in force. `judge` says what is allowed, as a function that
+    is called in another thread; it is asked after each listing, so that a flow which newer rules let in is
+    not judged by older ones. Raises ConntrackError.
     """
-
-    def twice(conntrack: Conntrack) -> Ended:
-        first = conntrack.end(to_end(conntrack.flows(addresses), allowed))
-        time.sleep(grace_s)
-        second = conntrack.end(to_end(conntrack.flows(addresses), allowed))
-        return Ended(first.ended + second.ended, first.gone + second.gone)
-
-    return await _in_thread(twice)
+    total = Ended()
+    for pause_s in (0.0, grace_s):
+        await asyncio.sleep(pause_s)
+        known = await list_flows(addresses)
+        denied = await asyncio.to_thread(to_end, known, await judge())
+        if denied:
+            more = await end_flows(denied)
+            total = Ended(total.ended + more.ended, total.gone + more.gone)
+    return total
 
 
 async def _in_thread(work: Callable[[Conntrack], T]) -> T:

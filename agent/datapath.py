@@ -23,7 +23,7 @@ from agent.compile import links, tunnel, verdicts
 from agent.compile.incremental import PolicyCompiler
 from agent.compile.members import LocalPod, PodKey, is_of
 from agent.config import Config
-from agent.conntrack import ConntrackError, end_denied
+from agent.conntrack import ConntrackError, Flow, end_denied
 from agent.denials import Denial, Denials, Reason
 from agent.nft.evaluate import Evaluator
 from agent.nft.kernel import Kernel, NftError
@@ -39,6 +39,7 @@ KINDS: tuple[Kind, ...] = ("Node", "Namespace", "Pod", "NetworkPolicy")
 
 POLICY_OWNERS = frozenset({"class", "isolated", "peer", "member"})
 FLOWS = "flows"  # the only key of its reconciler
+ANSWERS_EVERY_S = 0.25  # how often late answers to ended flows are looked for, while there may be some
 
 FindPod = Callable[[str, str], Awaitable[Pod | None]]
 LocalAddresses = Callable[[], Awaitable[frozenset[IPAddress]]]
@@ -76,6 +77,7 @@ class Datapath:
         self._committed = committed
         self._plan = Plan()
         self._synced = asyncio.Event()
+        self._answers = flows.Answers()
         self._attached: dict[Owner, Attachment] = {}
         self.denials = Denials(verdicts.LOG_GROUP, self._describe)
 
@@ -224,19 +226,22 @@ class Datapath:
 
     async def _end_flows(self, _: frozenset[str]) -> None:
         """End the flows of isolated Pods that the rules in force do not allow. Raises ConntrackError."""
-        ruleset = self.rules.ruleset
-        isolated = flows.isolated(ruleset)
+        isolated = flows.isolated(self.rules.ruleset)
         if not isolated:
             return
-        judge = flows.Judge(
-            Evaluator(ruleset),
-            {address: each.link for each in self._attached.values() for address in each.addresses},
-            await self._local_addresses(),
-        )
-        ended = await end_denied(judge.allowed, isolated)
+        ended = await end_denied(self._judge, isolated)
+        if self._answers.awaited():
+            asyncio.get_running_loop().call_later(ANSWERS_EVERY_S, self.ended_flows.mark, FLOWS)
         if ended.ended:
             metrics.FLOWS_ENDED.inc(ended.ended)
             log.info("event=flows-ended ended=%d gone=%d", ended.ended, ended.gone)
+
+    async def _judge(self) -> Callable[[Flow], bool]:
+        """Whether a flow is allowed by the rules in force now."""
+        local = await self._local_addresses()
+        links_of = {address: each.link for each in self._attached.values() for address in each.addresses}
+        judge = flows.Judge(Evaluator(self.rules.ruleset), links_of, local)
+        return self._answers.judge(judge.allowed)
 
 
 def _named(pods: Iterable[PodKey]) -> str:

@@ -10,6 +10,7 @@ answer "try again later" (11) is tried again for a while, as kubelet does.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -96,7 +97,8 @@ class Runtime:
     def sandboxes(self) -> Iterator[Sandbox]:
         """Yield what this node runs, or was about to run."""
         for file in sorted(self._sandboxes.glob("*.json")):
-            yield Sandbox(**json.loads(file.read_text(encoding="utf-8")))
+            with contextlib.suppress(FileNotFoundError):  # it was stopped since
+                yield Sandbox(**json.loads(file.read_text(encoding="utf-8")))
 
     def run(self, name: str, pod: Object) -> Sandbox:
         """Make a Pod's sandbox in a namespace of this name. Raises PluginError, and leaves nothing then."""

@@ -235,8 +235,11 @@ def test_ended_udp_is_judged_anew(world: World, open_sockets: contextlib.ExitSta
     world.deny(5001)
     near.sendto(b"still", (RIGHT[version], 5001))
     assert far[5001].recv(100) == b"still"  # established: the rules alone do not end it
-    allowed = lambda flow: flow.destination.port != 5001  # noqa: E731
-    assert asyncio.run(end_denied(allowed, {ip_address(RIGHT[version])})) == Ended(1, 0)
+
+    async def judge() -> Callable[[Flow], bool]:
+        return lambda flow: flow.destination.port != 5001
+
+    assert asyncio.run(end_denied(judge, {ip_address(RIGHT[version])})) == Ended(1, 0)
     for port in far:
         near.sendto(b"after", (RIGHT[version], port))
     assert far[5002].recv(100) == b"after"
