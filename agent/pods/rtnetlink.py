@@ -137,7 +137,8 @@ def family(address: IPAddress) -> int:
 
 # Links
 
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO = 1, 3, 4, 18
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_OPERSTATE, _IFLA_LINKINFO = 1, 3, 4, 16, 18
+_IF_OPER_UP = b"\x06"
 _IFLA_IFALIAS, _IFLA_AF_SPEC, _IFLA_GROUP, _IFLA_NET_NS_FD = 20, 26, 27, 28
 _INFO_KIND, _INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
 _ADDR_GEN_NONE = nest(_IFLA_AF_SPEC, nest(socket.AF_INET6, attribute(8, b"\x01")))
@@ -393,6 +394,23 @@ class Rtnetlink:
             size, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
             yield kind, flags, sequence, data[offset + 16 : offset + size]
             offset += (size + 3) & ~3
+
+    def operational(self, index: int) -> bool:
+        """Whether a device sends: up, with a carrier, and the kernel has begun to act on that.
+
+        That happens in the background; since Linux 6.8 at once when this is asked. Raises RtnetlinkError.
+        """
+        self._sequence += 1
+        body = _IFINFO.pack(0, 0, index, 0, 0)
+        self._socket.send(_HEADER.pack(16 + len(body), RTM_GETLINK, REQUEST, self._sequence, 0) + body)
+        while True:
+            for kind, flags, sequence, answer in self._receive():
+                if sequence != self._sequence:
+                    continue
+                if kind == _NLMSG_ERROR:
+                    request = Request(RTM_GETLINK, 0, b"", "look at the link")
+                    raise _error(request, flags, answer) or RtnetlinkError(errno.EIO, "look at the link")
+                return attributes(answer, _IFINFO.size).get(_IFLA_OPERSTATE) == _IF_OPER_UP
 
     def links(self) -> list[Link]:
         """All devices of the namespace."""

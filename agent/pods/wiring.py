@@ -26,6 +26,7 @@ import fcntl
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -45,6 +46,8 @@ _CLONE_NEWNET = 0x40000000
 _NS_GET_NSTYPE = 0xB703
 _LOOPBACK = 1  # the first device of every namespace
 IPV6_MTU_MIN = 1280
+OPERATIONAL_LIMIT_S = 2.0
+_OPERATIONAL_POLL_S = 0.0005
 _THREADS = 2
 _ALIAS_MAX = 255
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -195,6 +198,7 @@ class Wiring:
             self._limit(a, host)
         # Last, so that a link with routes is a whole one, whoever finds it.
         self._host.ask(*_host_side(a, host))
+        _wait_until_operational(self._host, host, a.link)
 
     def _attach_inside(self, a: Attachment, netns: int) -> None:
         with self._inside(netns) as pod:
@@ -208,6 +212,7 @@ class Wiring:
                 rtnetlink.set_up("lo", _LOOPBACK),
                 *_pod_side(a, index),
             )
+            _wait_until_operational(pod, index, a.ifname)
 
     def _limit(self, a: Attachment, host: int) -> None:
         assert a.bandwidth
@@ -345,6 +350,15 @@ class _Side:
     link: Link | None
     routes: frozenset[tuple[IPAddress | None, IPAddress | None]]
     neighbours: Mapping[IPAddress, str]
+
+
+def _wait_until_operational(kernel: Rtnetlink, index: int, name: str) -> None:
+    """A link that is up drops what it shall send until the kernel's link watch has seen its carrier."""
+    deadline = time.monotonic() + OPERATIONAL_LIMIT_S
+    while not kernel.operational(index):
+        if time.monotonic() > deadline:
+            raise WiringError(f"link {name} has no carrier after {OPERATIONAL_LIMIT_S:.0f} s")
+        time.sleep(_OPERATIONAL_POLL_S)
 
 
 def _listing(kernel: Rtnetlink, name: str) -> _Side:
