@@ -126,33 +126,6 @@ def control(index: int) -> Object:
     return pod(f"open/control-{number(index)}", PORT, node="node1")
 
 
-def test_no_packet_is_earlier_than_the_policies(lab: Lab) -> None:
-    """Pods without a policy, started among the others, are the control."""
-    controls = max(4, PODS // 10)
-    pods = [closed(index) for index in range(PODS)]
-    with Neighbour(lab, min(250, 2 * (PODS + controls))) as neighbour:
-        try:
-            lab.apply([*pods, *(control(index) for index in range(controls))])
-            wanted = neighbour.sent + 2 * len(neighbour.frames)  # every address once more
-            while neighbour.sent < wanted:
-                time.sleep(EVERY_S)
-            inside = {
-                found.full_name: received(found.netns) for found in lab.pods() if found.namespace != "begin"
-            }
-            addresses = {
-                found.full_name: found.address(4) for found in lab.pods() if found.full_name in inside
-            }
-        finally:
-            lab.apply(BASE, prune=True)
-
-    aimed = {ip_address(frame[30:34]) for frame in neighbour.frames if frame[12:14] == b"\x08\x00"}
-    reached = {name for name, address in addresses.items() if address in aimed}
-    shut = [name for name in reached if name.startswith("closed/")]
-    assert len(shut) >= min(PODS, 100), "the neighbour did not send to the addresses that Pods got"
-    assert {name: inside[name] for name in inside if name.startswith("closed/") and inside[name]} == {}
-    assert all(inside[name] for name in reached if name.startswith("open/control"))
-
-
 def test_the_first_connection_needs_no_second_try(lab: Lab) -> None:
     """The moment ADD has answered, the Pod connects: to its own node, where it is known at once as a peer.
 
@@ -180,6 +153,33 @@ def test_the_first_connection_needs_no_second_try(lab: Lab) -> None:
             cluster.remove(key_of(item))
     assert len(took) == 2 * PODS
     print(f"{len(took)} first connections, the slowest in {max(took) * 1000:.1f} ms")
+
+
+def test_no_packet_is_earlier_than_the_policies(lab: Lab) -> None:
+    """Pods without a policy, started among the others, are the control."""
+    controls = max(4, PODS // 10)
+    pods = [closed(index) for index in range(PODS)]
+    with Neighbour(lab, min(250, 2 * (PODS + controls))) as neighbour:
+        try:
+            lab.apply([*pods, *(control(index) for index in range(controls))])
+            wanted = neighbour.sent + 2 * len(neighbour.frames)  # every address once more
+            while neighbour.sent < wanted:
+                time.sleep(EVERY_S)
+            inside = {
+                found.full_name: received(found.netns) for found in lab.pods() if found.namespace != "begin"
+            }
+            addresses = {
+                found.full_name: found.address(4) for found in lab.pods() if found.full_name in inside
+            }
+        finally:
+            lab.apply(BASE, prune=True)
+
+    aimed = {ip_address(frame[30:34]) for frame in neighbour.frames if frame[12:14] == b"\x08\x00"}
+    reached = {name for name, address in addresses.items() if address in aimed}
+    shut = [name for name in reached if name.startswith("closed/")]
+    assert len(shut) >= min(PODS, 100), "the neighbour did not send to the addresses that Pods got"
+    assert {name: inside[name] for name in inside if name.startswith("closed/") and inside[name]} == {}
+    assert all(inside[name] for name in reached if name.startswith("open/control"))
 
 
 def _resent(sock: socket.socket) -> int:
