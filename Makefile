@@ -46,7 +46,7 @@ test: setup ## every test: pure, lab and real cluster (TESTS=tests/agent for som
 	@$(PYTHON) -m pytest $(TESTS)
 
 bench: setup ## the benchmarks, peers side by side
-	@for file in bench/[a-z]*.py; do $(PYTHON) $$file || exit 1; done
+	@for file in bench/[a-z]*.py; do PYTHONPATH=. $(PYTHON) $$file || exit 1; done
 
 lock: setup ## pin the dependencies again
 	@.venv/bin/uv pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements.lock

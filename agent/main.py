@@ -344,7 +344,8 @@ def main() -> None:
     try:
         config = load(sys.argv[1:], os.environ)
     except ConfigError as error:
-        sys.exit(f"podwall-agent: {error}")
+        print(f"podwall-agent: {error}", file=sys.stderr)
+        sys.exit(2)
     logs.start(config.log_level)
     try:
         claim(config.state_dir)

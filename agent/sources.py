@@ -11,7 +11,7 @@ from typing import Protocol
 from agent.cluster.client import ApiClient
 from agent.cluster.credentials import credential_source
 from agent.cluster.errors import NotFound
-from agent.cluster.manifests import ManifestSource, load
+from agent.cluster.manifests import ManifestSource
 from agent.cluster.model import Event, Kind, Pod
 from agent.cluster.watch import ApiSource
 from agent.config import Config
@@ -83,9 +83,11 @@ class Manifests:
 
     def __init__(self, directory: Path) -> None:
         self._source = ManifestSource(directory)
+        self._deliver: Callable[[Event], None] = lambda _: None
 
     async def run(self, deliver: Callable[[Event], None]) -> None:
         """Read, look again and deliver until cancelled."""
+        self._deliver = deliver
         await self._source.run(deliver)
 
     def problems(self) -> list[str]:
@@ -97,10 +99,10 @@ class Manifests:
         """There is no condition to set."""
 
     async def find_pod(self, namespace: str, name: str) -> Pod | None:
-        """Look the Pod up in the files as they are now; None when none has it."""
-        wanted = (namespace, name)
-        found = await asyncio.to_thread(load, [self._source.directory])
-        return next((each for each in found.objects if isinstance(each, Pod) and each.key == wanted), None)
+        """Look at the files now, so that what was written before the Pod is known too; None without it."""
+        await self._source.look(self._deliver)
+        pod = self._source.get("Pod", (namespace, name))
+        return pod if isinstance(pod, Pod) else None
 
     def close(self) -> None:
         """Nothing is held open."""

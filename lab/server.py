@@ -226,7 +226,9 @@ async def serve(path: Path) -> None:
     """Serve what the control socket asks for, until SIGTERM."""
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
-    async with await asyncio.start_unix_server(Server().control, path, limit=1 << 20):
+    fresh = path.with_name(f"{path.name}.new")
+    async with await asyncio.start_unix_server(Server().control, fresh, limit=1 << 20):
+        fresh.rename(path)  # who sees it can connect
         await stopping.wait()
 
 

@@ -109,15 +109,25 @@ class ManifestSource:
         self._delivered: dict[tuple[Kind, Key], Object] = {}
         self._reported: frozenset[str] = frozenset()
         self._listed = False
+        self._looking = asyncio.Lock()
 
     async def run(self, deliver: Callable[[Event], None]) -> None:
         """Deliver what is there, Synced, and then each change, until cancelled."""
         while True:
+            await self.look(deliver)
+            await asyncio.sleep(self._poll_s)
+
+    async def look(self, deliver: Callable[[Event], None]) -> None:
+        """Deliver everything that was written before now and has not been delivered."""
+        async with self._looking:
             if self._looks_changed() or not self._listed:
                 objects = await asyncio.to_thread(self._read)
                 if objects is not None:
                     self._deliver(objects, deliver)
-            await asyncio.sleep(self._poll_s)
+
+    def get(self, kind: Kind, key: Key) -> Object | None:
+        """An object as it was delivered last; None when there is none."""
+        return self._delivered.get((kind, key))
 
     def _looks_changed(self) -> bool:
         try:

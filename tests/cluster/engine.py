@@ -223,3 +223,5 @@ def import_tree(tree: Path, name: str, entrypoint: list[str]) -> None:
     finally:
         pack.kill()
         pack.wait()
+        if pack.stdout:
+            pack.stdout.close()

@@ -93,7 +93,7 @@ def test_the_commands_one_after_the_other(tmp_path: Path) -> None:
         " metadata: {name: p}, spec: {podSelector: {}}}"
     )
     podwall("apply", "-f", tmp_path)
-    assert "not computed yet" in podwall("matrix").stdout
+    assert "all as expected" in podwall("matrix").stdout
     assert "4 stopped" in podwall("delete", "-f", HELLO / "hello.yaml").stderr
     podwall("down")
     assert "no lab is up" in podwall("down").stderr
