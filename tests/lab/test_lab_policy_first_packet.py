@@ -130,7 +130,7 @@ def control(index: int) -> Object:
 
 
 def test_the_first_connection_needs_no_second_try(lab: Lab) -> None:
-    """The moment ADD has answered, the Pod connects to one of its node, where it is known as a peer at once."""
+    """Once ADD has answered, the Pod connects to one of its node, where it is known as a peer at once."""
     runtime, cluster = lab.runtimes["node1"], ObjectDirectory(RUN / "cluster", RUN / "scratch")
     near = [(version, str(lab.pod("begin/server-1").address(version))) for version in (4, 6)]
     took, late = [], 0
