@@ -3,7 +3,7 @@
 
 PYTHON      := .venv/bin/python
 SYSTEM      := /usr/bin/python3
-PACKAGES    := python3-nftables python3-venv nftables iproute2 gcc libc6-dev libpython3-dev
+PACKAGES    := python3-nftables python3-venv nftables iproute2 openssl gcc libc6-dev libpython3-dev
 TESTS       ?= tests
 NODES       ?= 2
 CNI         ?= podwall
