@@ -12,7 +12,6 @@ CNI_SECONDS = Histogram(
 )
 CNI_ERRORS = Counter("podwall_cni_errors_total", "CNI requests answered with an error", ["command", "code"])
 PODS = Gauge("podwall_pods", "Pods attached on this node")
-ADDRESSES = Gauge("podwall_addresses", "Addresses of this node's Pod CIDRs", ["cidr", "state"])
 COMMIT_SECONDS = Histogram(
     "podwall_commit_duration_seconds",
     "Time of one nftables transaction",
@@ -21,6 +20,4 @@ COMMIT_SECONDS = Histogram(
 COMMIT_ERRORS = Counter("podwall_commit_errors_total", "nftables transactions that the kernel refused")
 REPAIRS = Counter("podwall_repairs_total", "Foreign changes to podwall's tables that were undone")
 FLOWS_ENDED = Counter("podwall_flows_ended_total", "Flows ended because a policy no longer allows them")
-OBJECTS = Gauge("podwall_objects", "Objects of the cluster that the agent holds", ["kind"])
-PROBLEMS = Gauge("podwall_problems", "Objects that cannot be used as they are", ["kind"])
 ROUTES = Gauge("podwall_routes", "Routes to other nodes", ["mode"])

@@ -19,7 +19,6 @@ CTNETLINK, ULOG = 1, 4
 
 REQUEST, ACK, DUMP = 0x1, 0x4, 0x300
 ERROR, DONE = 2, 3
-INTERRUPTED = 0x10
 
 MESSAGE = struct.Struct("=IHHIIBBH")
 """Length, type, flags, sequence and port of netlink; family, version and resource of netfilter."""

@@ -10,7 +10,7 @@ events; the compilers see to it that this does not happen. What a replacement co
 owner, and what a transaction costs is the size of the change.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from agent.nft.diff import Change
 from agent.nft.model import Item, ItemId, Owner, Ruleset
@@ -29,10 +29,6 @@ class Desired:
     def owners(self) -> frozenset[Owner]:
         """Those that want something."""
         return frozenset(self._owned)
-
-    def owned(self, owner: Owner) -> Mapping[ItemId, Item]:
-        """What an owner wants, by name."""
-        return self._owned.get(owner, {})
 
     def replace(self, owner: Owner, items: Iterable[Item]) -> None:
         """Let an owner want exactly these items, none to remove it.

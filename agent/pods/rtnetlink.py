@@ -14,12 +14,11 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple, TypeAlias
 
 IPAddress: TypeAlias = IPv4Address | IPv6Address
-Attributes: TypeAlias = Mapping[int, bytes]
 
 PROTOCOL = 112
 """rtm_protocol of every route and protocol of every neighbour entry that podwall makes."""
@@ -28,12 +27,12 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_GETADDR = 20, 22
 RTM_NEWROUTE, RTM_GETROUTE = 24, 26
 RTM_NEWNEIGH, RTM_GETNEIGH = 28, 30
-RTM_NEWQDISC, RTM_GETQDISC, RTM_NEWTFILTER = 36, 38, 44
+RTM_NEWQDISC, RTM_NEWTFILTER = 36, 44
 
 REQUEST, ACK, DUMP = 0x1, 0x4, 0x300
 REPLACE, EXCLUDE, CREATE = 0x100, 0x200, 0x400
 
-IFF_UP, IFF_RUNNING = 0x1, 0x40
+IFF_UP = 0x1
 NUD_PERMANENT = 0x80
 SCOPE_GLOBAL, SCOPE_LINK = 0, 253
 TABLE_MAIN = 254
