@@ -15,13 +15,14 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
+from agent.pods import host_ports
 from agent.pods.answers import kubernetes_name, refusal, result, unlike_previous
 from agent.pods.departures import Departure, Departures
 from agent.pods.ipam import Addresses, BadCidrsError, ExhaustedError, IPNetwork
@@ -298,6 +299,9 @@ class Attachments:
             kubernetes_name(request, f"K8S_POD_{each}") for each in ("NAMESPACE", "NAME", "UID")
         )
         limits = spec.bandwidth(request.config)
+        mappings = spec.port_mappings(request.config)
+        if taken := host_ports.conflict(mappings, self._holding()):
+            raise CniError(spec.FAILED, f"Pod {namespace}/{pod}: {taken}")
         try:
             addresses = self.addresses.take(self._clock())
         except ExhaustedError as error:
@@ -321,6 +325,7 @@ class Attachments:
             netns=request.netns,
             network=str(request.config.get("name", "")),
             bandwidth=limits,
+            port_mappings=mappings,
         )
         self._take_names(attachment)
         self._adding[key] = attachment
@@ -501,6 +506,12 @@ class Attachments:
             if users > 1:
                 self._locks[container_id] = lock, users - 1
 
+    def _holding(self) -> Iterator[Attachment]:
+        """Those whose rules may be in force, now or soon."""
+        yield from self._current.values()
+        yield from self._adding.values()
+        yield from self._departures.not_isolated()
+
     def _take_names(self, attachment: Attachment) -> None:
         self._links.add(attachment.link)
         self._shapers.add(attachment.shaper)
@@ -537,6 +548,7 @@ def _attachment(found: FoundLink) -> Attachment:
         mac=found.mac,
         host_mac=found.host_mac,
         mtu=found.mtu,
+        port_mappings=found.port_mappings,
     )
 
 

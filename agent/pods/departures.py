@@ -72,6 +72,10 @@ class Departures:
         """The departure under way, if there is one."""
         return self._leaving.get(key)
 
+    def not_isolated(self) -> Iterator[Attachment]:
+        """Those whose rules may still be in the kernel."""
+        return iter([each.attachment for each in self._leaving.values() if not each.isolated])
+
     def begin(self, attachment: Attachment, *, isolated: bool = False) -> Departure:
         """Send an attachment off; it must not be on its way yet."""
         departure = self._leaving[attachment.key] = Departure(attachment, isolated)

@@ -29,10 +29,11 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from agent.pods import host_ports
 from agent.pods.model import Attachment, IPAddress
 from cni.spec import AttachmentKey, Bandwidth
 
-VERSION = 1
+VERSION = 2
 APPLICATION = 0x706F6477  # "podw": `file` and we know the file by it
 
 _SCHEMA = f"""
@@ -53,6 +54,7 @@ CREATE TABLE attachments (
     netns TEXT NOT NULL,
     network TEXT NOT NULL,
     bandwidth TEXT NOT NULL,
+    port_mappings TEXT NOT NULL DEFAULT '',
     UNIQUE (container_id, ifname)
 ) STRICT;
 CREATE TABLE addresses (
@@ -67,9 +69,14 @@ CREATE TABLE boot (id TEXT NOT NULL) STRICT;
 """
 _COLUMNS = (
     "container_id, ifname, link, state, namespace, pod, pod_uid, "
-    "mac, host_mac, mtu, netns, network, bandwidth"
+    "mac, host_mac, mtu, netns, network, bandwidth, port_mappings"
 )
-_INSERT = f"INSERT INTO attachments ({_COLUMNS}) VALUES ({', '.join('?' * 13)})"  # noqa: S608 - constants
+_INSERT = f"INSERT INTO attachments ({_COLUMNS}) VALUES ({', '.join('?' * 14)})"  # noqa: S608 - constants
+_UPGRADES = {
+    1: "ALTER TABLE attachments ADD COLUMN port_mappings TEXT NOT NULL DEFAULT '';",
+}
+"""What brings a file of an older version to the next one."""
+
 _TAKE = """
 INSERT INTO addresses (address, attachment) VALUES (?, ?)
 ON CONFLICT (address) DO UPDATE SET attachment = excluded.attachment, freed = NULL WHERE attachment IS NULL
@@ -204,16 +211,20 @@ class Ledger:
                 return
         if application != APPLICATION:
             raise LedgerError(Cause.UNUSABLE, f"{self.path} is a database of another program; move it away")
-        if version != VERSION:
+        if not 1 <= version <= VERSION:
             raise LedgerError(
                 Cause.UNUSABLE,
-                f"ledger {self.path} has version {version}, this agent reads {VERSION}: run the other agent",
+                f"ledger {self.path} has version {version}, this agent reads 1 to {VERSION}: run a newer one",
             )
         found = [row[0] for row in connection.execute("PRAGMA quick_check(3)")]
         if found != ["ok"]:
             raise LedgerError(Cause.DAMAGED, f"ledger {self.path} is damaged: {'; '.join(found)}")
         if connection.execute("PRAGMA foreign_key_check").fetchone():
             raise LedgerError(Cause.DAMAGED, f"ledger {self.path} is damaged: an address belongs to nobody")
+        for older in range(version, VERSION):
+            log.info("event=ledger-upgraded from=%d to=%d", older, older + 1)
+            upgrade = f"BEGIN IMMEDIATE; {_UPGRADES[older]} PRAGMA user_version = {older + 1}; COMMIT;"
+            connection.executescript(upgrade).close()
 
     def _begin_boot(self, connection: sqlite3.Connection) -> None:
         """After a boot no earlier flow is left, and the clock that `freed` was read from began anew."""
@@ -248,7 +259,8 @@ class Ledger:
         limits = json.dumps(asdict(a.bandwidth)) if a.bandwidth else ""
         names = (a.container_id, a.ifname, a.link, state, a.namespace, a.pod, a.pod_uid)
         owner = self._connection.execute(
-            _INSERT, (*names, a.mac, a.host_mac, a.mtu, a.netns, a.network, limits)
+            _INSERT,
+            (*names, a.mac, a.host_mac, a.mtu, a.netns, a.network, limits, host_ports.write(a.port_mappings)),
         ).lastrowid
         for address in a.addresses:
             if not self._connection.execute(_TAKE, (str(address), owner)).rowcount:
@@ -332,6 +344,7 @@ def _row(fields: Sequence[object], addresses: dict[int, list[IPAddress]]) -> Row
         netns,
         network,
         limits,
+        mappings,
     ) = fields
     assert isinstance(id_, int)
     assert isinstance(mtu, int)
@@ -345,6 +358,7 @@ def _row(fields: Sequence[object], addresses: dict[int, list[IPAddress]]) -> Row
         netns=str(netns),
         network=str(network),
         bandwidth=Bandwidth(**json.loads(str(limits))) if limits else None,
+        port_mappings=host_ports.read(str(mappings)),
     )
     return Row(attachment, state == "attached")
 

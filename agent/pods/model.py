@@ -17,7 +17,7 @@ from hashlib import sha256
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple, TypeAlias
 
-from cni.spec import AttachmentKey, Bandwidth
+from cni.spec import AttachmentKey, Bandwidth, PortMapping
 
 IPAddress: TypeAlias = IPv4Address | IPv6Address
 
@@ -47,6 +47,7 @@ class Attachment:
     netns: str = ""
     network: str = ""
     bandwidth: Bandwidth | None = None
+    port_mappings: tuple[PortMapping, ...] = ()
 
     @property
     def key(self) -> AttachmentKey:

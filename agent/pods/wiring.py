@@ -29,15 +29,15 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from agent.pods import bandwidth, rtnetlink
+from agent.pods import bandwidth, host_ports, rtnetlink
 from agent.pods.model import GATEWAYS, LINK_NAME, SHAPER_NAME, Attachment, IPAddress, shaper_name
 from agent.pods.rtnetlink import Link, Request, Rtnetlink, RtnetlinkError
-from cni.spec import AttachmentKey
+from cni.spec import AttachmentKey, PortMapping
 
 RETIRED = 0x706F6477  # "podw"
 """The group of links that wait for their removal."""
@@ -75,6 +75,7 @@ class FoundLink:
     host_mac: str
     mtu: int
     up: bool
+    port_mappings: tuple[PortMapping, ...] = ()
 
 
 class Wiring:
@@ -434,7 +435,8 @@ def _pod_side(a: Attachment, device: int) -> list[Request]:
 
 def _alias(a: Attachment) -> str:
     identity = f"{a.container_id} {a.ifname} {a.pod_uid or '-'}"
-    for alias in (f"{identity} {a.namespace}/{a.pod}", identity):
+    named = f"{identity} {a.namespace}/{a.pod}"
+    for alias in (f"{named} {host_ports.write(a.port_mappings)}".rstrip(), named, identity):
         if len(alias.encode()) <= _ALIAS_MAX:
             return alias
     return ""
@@ -442,8 +444,11 @@ def _alias(a: Attachment) -> str:
 
 def _found(link: Link, addresses: Iterable[IPAddress], mac: str) -> FoundLink:
     words = link.alias.split(" ")
-    named = len(words) in (3, 4)
-    namespace, _, pod = words[3].partition("/") if len(words) == 4 else ("", "", "")
+    named = len(words) in (3, 4, 5)
+    namespace, _, pod = words[3].partition("/") if len(words) in (4, 5) else ("", "", "")
+    mappings: tuple[PortMapping, ...] = ()
+    with suppress(ValueError):  # somebody else wrote the alias
+        mappings = host_ports.read(words[4]) if len(words) == 5 else ()
     return FoundLink(
         link=link.name,
         retired=link.group == RETIRED,
@@ -456,6 +461,7 @@ def _found(link: Link, addresses: Iterable[IPAddress], mac: str) -> FoundLink:
         host_mac=link.mac,
         mtu=link.mtu,
         up=link.up,
+        port_mappings=mappings,
     )
 
 

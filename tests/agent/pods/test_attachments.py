@@ -329,6 +329,58 @@ def test_a_full_disk_refuses_add_but_not_del(
     asyncio.run(main())
 
 
+# Host ports
+
+
+def mapping(port: int, **fields: str) -> dict[str, Any]:
+    return {"portMappings": [{"hostPort": port, "containerPort": 80, "protocol": "tcp", **fields}]}
+
+
+def test_a_host_port_is_one_pods_until_it_is_cut_off(
+    node: Namespace, namespaces: Namespaces, tmp_path: Path
+) -> None:
+    pods = [namespaces.new() for _ in range(3)]
+    taken = "Pod default/pod-c1: hostPort 8080/tcp on 10.0.0.1 is taken by Pod default/pod-c0 on this node"
+
+    async def main() -> None:
+        async with agent(tmp_path) as a:
+            first = await a.add("c0", pods[0], runtimeConfig=mapping(8080))
+            assert first.port_mappings == (spec.PortMapping(8080, 80, "tcp", ""),)
+            used = a.attachments.addresses.used
+            await refused(
+                a, "c1", pods[1], spec.FAILED, taken, runtimeConfig=mapping(8080, hostIP="10.0.0.1")
+            )
+            assert a.attachments.addresses.used == used
+            await a.add("c2", pods[2], runtimeConfig=mapping(8081))
+            a.rules.fail_detached = "the kernel says no"
+            with pytest.raises(CniError):
+                await a.attachments.delete(key("c0"))
+            await refused(a, "c1", pods[1], spec.FAILED, "is taken", runtimeConfig=mapping(8080))
+            a.rules.fail_detached = ""
+            await a.attachments.delete(key("c0"))
+            await a.add("c1", pods[1], runtimeConfig=mapping(8080))
+            await settled(a)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["with its ledger", "without"])
+def test_host_ports_after_a_restart(
+    node: Namespace, namespaces: Namespaces, tmp_path: Path, lost: bool
+) -> None:
+    pods = [namespaces.new() for _ in range(2)]
+
+    async def main() -> None:
+        async with agent(tmp_path) as a:
+            await a.add("c0", pods[0], runtimeConfig=mapping(8080, hostIP="127.0.0.1"))
+        async with agent(tmp_path / "empty" if lost else tmp_path) as a:
+            (kept,) = a.attachments.current.values()
+            assert kept.port_mappings == (spec.PortMapping(8080, 80, "tcp", "127.0.0.1"),)
+            await refused(a, "c1", pods[1], spec.FAILED, "is taken by", runtimeConfig=mapping(8080))
+
+    asyncio.run(main())
+
+
 # Not ready, exhausted, bad input
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from agent.pods.ledger import Cause, Ledger, LedgerError, LedgerThread, Row
 from agent.pods.model import Attachment, identities
-from cni.spec import AttachmentKey, Bandwidth
+from cni.spec import AttachmentKey, Bandwidth, PortMapping
 from tests.agent.pods.world import fill
 
 
@@ -53,7 +53,9 @@ def ledger(path: Path) -> Iterator[Ledger]:
 
 
 def test_rows_outlive_the_process(ledger: Ledger, path: Path) -> None:
-    limited = attachment(2, bandwidth=Bandwidth(1_000_000, 8000, 2_000_000, 9000))
+    ports = (PortMapping(53, 5353, "udp", "fd00::1"), PortMapping(8080, 80, "tcp", ""))
+    limits = Bandwidth(1_000_000, 8000, 2_000_000, 9000)
+    limited = attachment(2, bandwidth=limits, port_mappings=ports)
     ledger.reserve(attachment(1))
     ledger.reserve(limited)
     ledger.attach(limited.key)
@@ -188,9 +190,24 @@ def test_another_programs_database_is_left_alone(path: Path) -> None:
 
 
 def test_a_newer_version_is_left_alone(ledger: Ledger, path: Path) -> None:
-    ledger._connection.execute("PRAGMA user_version = 2")
-    with pytest.raises(LedgerError, match="has version 2, this agent reads 1"):
+    ledger._connection.execute("PRAGMA user_version = 99")
+    with pytest.raises(LedgerError, match="has version 99, this agent reads 1 to 2: run a newer one"):
         Ledger(path, "boot-1")
+
+
+def test_an_older_version_is_brought_up(ledger: Ledger, path: Path) -> None:
+    ledger.reserve(attachment(1))
+    ledger.attach(attachment(1).key)
+    ledger._connection.executescript(
+        "ALTER TABLE attachments DROP COLUMN port_mappings; PRAGMA user_version = 1;"
+    )
+    ledger.close()
+    with_port = attachment(2, port_mappings=(PortMapping(8080, 80, "tcp", ""),))
+    with closing(Ledger(path, "boot-1")) as newer:
+        assert newer.rows() == [Row(attachment(1), True)]
+        newer.reserve(with_port)
+    with closing(Ledger(path, "boot-1")) as again:
+        assert again.rows() == [Row(attachment(1), True), Row(with_port, False)]
 
 
 @pytest.mark.parametrize("what", ["directory", "link"])
