@@ -35,6 +35,7 @@ from tests.cluster.versions import (
     KUBERNETES_MODULE,
     NODE_PACKAGES,
     TOOL_PACKAGES,
+    TRAEFIK_MODULE,
 )
 
 NAME = "podwall"
@@ -180,7 +181,7 @@ def build() -> None:
 
 def build_programs() -> None:
     """Build all Go programs; `go` itself uses every core."""
-    for module in (KIND_MODULE, ETCD_MODULE, COREDNS_MODULE, KUBERNETES_MODULE):
+    for module in (KIND_MODULE, ETCD_MODULE, COREDNS_MODULE, KUBERNETES_MODULE, TRAEFIK_MODULE):
         programs(module)
 
 

@@ -1,6 +1,7 @@
-"""The images that a cluster needs beside podwall's own: Kubernetes' parts and what the upstream tests run.
+"""The images that a cluster needs beside podwall's own: Kubernetes' parts, what the upstream tests run, and
+the controller of the ingress examples.
 
-Their names are never written down here: kubeadm and e2e.test are asked for the names they use.
+Names of Kubernetes' images are never written down here: kubeadm and e2e.test are asked for those they use.
 """
 
 from pathlib import Path
@@ -11,7 +12,16 @@ from tests.cluster.console import ClusterError, run
 from tests.cluster.gobuild import module_directory, programs
 from tests.cluster.images import Content, Folder, Image, Link, write_archive, write_layer
 from tests.cluster.packages import root_archive
-from tests.cluster.versions import COREDNS_MODULE, ETCD_MODULE, KUBERNETES, KUBERNETES_MODULE, TOOL_PACKAGES
+from tests.cluster.versions import (
+    COREDNS_MODULE,
+    ETCD_MODULE,
+    GATEWAY_API,
+    KUBERNETES,
+    KUBERNETES_MODULE,
+    TOOL_PACKAGES,
+    TRAEFIK,
+    TRAEFIK_MODULE,
+)
 
 HERE = Path(__file__).parent
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -31,7 +41,9 @@ def tools() -> Path:
 
 def sources() -> list[str]:
     """Name the directories that the programs come from; each name holds its content's key."""
-    return [str(programs(module)) for module in (KUBERNETES_MODULE, ETCD_MODULE, COREDNS_MODULE)]
+    return [
+        str(programs(module)) for module in (KUBERNETES_MODULE, ETCD_MODULE, COREDNS_MODULE, TRAEFIK_MODULE)
+    ]
 
 
 def system_names() -> list[str]:
@@ -69,7 +81,7 @@ def build(place: Path) -> None:
     work.mkdir(exist_ok=True)
     try:
         base = Image(("docker.io/library/podwall-base:local",), image.base_layers(), ())
-        write_archive(place, [base, *system_images(work), *test_images(work)])
+        write_archive(place, [base, *system_images(work), *test_images(work), controller_image(work)])
     finally:
         for layer in work.iterdir():
             layer.unlink()
@@ -144,3 +156,14 @@ def test_images(work: Path) -> list[Image]:
         )
     )
     return found
+
+
+def controller_image(work: Path) -> Image:
+    """Return the ingress and gateway controller of the examples, under the name they use."""
+    program = programs(TRAEFIK_MODULE) / "traefik"
+    return static(work, "traefik", program, (f"docker.io/library/traefik:{TRAEFIK}",))
+
+
+def gateway_definitions() -> Path:
+    """Return the folder with the definitions of the Gateway API's objects."""
+    return module_directory(GATEWAY_API) / "config/crd/standard"

@@ -1,4 +1,4 @@
-"""Build Kubernetes, etcd, CoreDNS and kind from their Go modules.
+"""Build Kubernetes, etcd, CoreDNS, kind and Traefik from their Go modules.
 
 Each module is required by a small module made here, so that `go` checks it against the public checksum
 database and takes every dependency in the version the module itself asks for.
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.cluster.cache import digest, entry
 from tests.cluster.console import ENDS_WITH_US, ClusterError, run, say
-from tests.cluster.versions import GO_MINIMUM, GoModule
+from tests.cluster.versions import GO_MINIMUM, GoModule, Substitute
 
 ENVIRONMENT = {"CGO_ENABLED": "0", "GOFLAGS": "-mod=mod -buildvcs=false", "GOWORK": "off"}
 BUILD_LIMIT = 45 * 60
@@ -23,7 +23,7 @@ SAY_EVERY = 15
 
 def programs(module: GoModule) -> Path:
     """Return the directory that holds the module's programs, built where missing."""
-    key = digest(module, ENVIRONMENT, go_version())
+    key = digest(module, ENVIRONMENT, go_version(), *module.substitutes)
     return entry(f"go-{module.name}-{module.version}", key, lambda place: build(module, place)) / "bin"
 
 
@@ -46,7 +46,12 @@ def module_directory(module: GoModule) -> Path:
 
 def download(module: GoModule, cwd: Path) -> dict[str, str]:
     """Download a module and return what `go` tells of it."""
-    words = ["go", "mod", "download", "-json", f"{module.path}@{module.version}"]
+    return download_version(module.path, module.version, cwd)
+
+
+def download_version(path: str, version: str, cwd: Path) -> dict[str, str]:
+    """Download a module by its path and return what `go` tells of it."""
+    words = ["go", "mod", "download", "-json", f"{path}@{version}"]
     found: dict[str, str] = json.loads(run(words, limit=600, cwd=cwd, env={"GOWORK": "off"}))
     return found
 
@@ -56,6 +61,8 @@ def build(module: GoModule, place: Path) -> None:
     programs = place / "bin"
     programs.mkdir(parents=True)
     write_module(module, place)
+    for substitute in module.substitutes:
+        put_in_place(substitute, place)
     own = [package for package in module.packages if package]
     if own:
         words = [f"{module.path}/{package}" for package in own]
@@ -72,17 +79,45 @@ def build(module: GoModule, place: Path) -> None:
 
 
 def write_module(module: GoModule, place: Path) -> None:
-    """Write the go.mod that requires the module.
+    """Write the go.mod that requires the module."""
+    head = f"module podwall/cluster\n\ngo {module.go}\n"
+    (place / "go.mod").write_text(head)
+    requirements = Path(download(module, place)["GoMod"]).read_text()
+    lines = "".join(f"{line}\n" for line in replacements(requirements, module.version))
+    (place / "go.mod").write_text(f"{head}\nrequire {module.path} {module.version}\n\n{lines}")
+
+
+def replacements(requirements: str, version: str) -> list[str]:
+    """Return the directives of a module's go.mod that hold only where it is the main module, for ours.
 
     A module that replaces parts of itself by folders of its own repository (Kubernetes' staging) publishes
     these parts under the same minor and patch number, as v0.
     """
-    (place / "go.mod").write_text(f"module podwall/cluster\n\ngo {module.go}\n")
-    requirements = Path(download(module, place)["GoMod"]).read_text()
-    parts = re.findall(r"^\s*(\S+) => \./staging/", requirements, re.MULTILINE)
-    replaced = "".join(f"replace {part} => {part} v0.{module.version.split('.', 1)[1]}\n" for part in parts)
-    text = f"module podwall/cluster\n\ngo {module.go}\n\nrequire {module.path} {module.version}\n\n{replaced}"
-    (place / "go.mod").write_text(text)
+    found = re.findall(r"^(?:replace )?\s*(\S+) => (\S+)(?: (v\S+))?$", requirements, re.MULTILINE)
+    part = f"v0.{version.split('.', 1)[1]}"
+    lines = [
+        f"replace {old} => {old} {part}"
+        if new.startswith("./staging/")
+        else f"replace {old} => {new} {given}"
+        for old, new, given in found
+        if given or new.startswith("./staging/")
+    ]
+    return lines + re.findall(r"^exclude \S+ v\S+$", requirements, re.MULTILINE)
+
+
+def put_in_place(substitute: Substitute, place: Path) -> None:
+    """Copy a module that is depended on, in the version that is wanted, and change one file of the copy.
+
+    `go build -overlay` would do, but refuses files of the module cache.
+    """
+    listed = run(["go", "list", "-m", "-json", substitute.module], cwd=place, limit=600, env=ENVIRONMENT)
+    version = json.loads(listed)["Version"]
+    source = download_version(substitute.module, version, place)["Dir"]
+    copy = substitute.module.replace("/", "-")
+    run(["cp", "--recursive", "--no-preserve=mode", source, place / copy])
+    (place / copy / substitute.file).write_text(substitute.text)
+    with (place / "go.mod").open("a") as file:
+        file.write(f"replace {substitute.module} => ./{copy}\n")
 
 
 def compile_packages(words: Sequence[str | Path], cwd: Path, what: str) -> None:

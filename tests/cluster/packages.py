@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.cluster.cache import digest, entry, remove
@@ -20,9 +21,9 @@ NEEDED = {
 LEFT_OUT = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/info/*")
 
 
-def install_needed() -> None:
+def install_needed(needed: Mapping[str, str] = NEEDED) -> None:
     """Install what the builder runs, saying so; quick when it is there."""
-    missing = sorted({package for program, package in NEEDED.items() if not shutil.which(program)})
+    missing = sorted({package for program, package in needed.items() if not shutil.which(program)})
     if not missing:
         return
     if os.geteuid() != 0 or not shutil.which("apt-get"):

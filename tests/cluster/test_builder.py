@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.cluster import cache, cluster, e2e, images
+from tests.cluster import cache, cluster, e2e, gobuild, images
 from tests.cluster.cluster import Settings
 from tests.cluster.console import ClusterError, run, wait_for
 
@@ -74,6 +74,22 @@ def test_a_layout_leaves_out_what_the_reader_has(tmp_path: Path) -> None:
     assert f"blobs/sha256/{images.sha256(layers[0])}" not in names
     assert f"blobs/sha256/{images.sha256(layers[1])}" in names
     assert f"blobs/{index['manifests'][0]['digest'].replace(':', '/')}" in names
+
+
+def test_what_holds_for_a_main_module_is_written_for_ours() -> None:
+    text = """module example.org/whole
+exclude example.org/other v1.0.0
+replace (
+	example.org/part => ./staging/part
+	example.org/fork => example.org/forked v1.2.3
+	example.org/local => ../local
+)
+"""
+    assert gobuild.replacements(text, "v1.34.4") == [
+        "replace example.org/part => example.org/part v0.34.4",
+        "replace example.org/fork => example.org/forked v1.2.3",
+        "exclude example.org/other v1.0.0",
+    ]
 
 
 def test_the_default_cluster_is_exactly_the_users() -> None:
