@@ -19,7 +19,7 @@ from lab.kubelet import Failure, Kubelet
 from lab.manifests import ObjectDirectory
 from lab.objects import Key, Object
 from lab.processes import LabError
-from lab.services import slices
+from lab.services import ZONE, slices
 
 _PARALLEL = 8
 
@@ -113,11 +113,16 @@ class Applier:
             changed += self._cluster.converge(objects, kind.__eq__, remove=kind != "Namespace")
         return changed
 
+    def write_slices(self, given: Mapping[Key, Object]) -> int:
+        """Derive the EndpointSlices anew from the Pods as they are; return how many changed."""
+        return self._write_slices(given, self.check(given))
+
     def _write_slices(self, given: Mapping[Key, Object], wanted: Expansion) -> int:
         before = self._cluster.read()
         pods = [item for key, item in before.items() if key.kind == "Pod"]
         endpoints = [item for key, item in given.items() if key.kind == "Endpoints"]
-        made = slices(wanted.of("Service").values(), pods, endpoints) | wanted.of("EndpointSlice")
+        zones = {node.name: node.labels[ZONE] for node in self._nodes if ZONE in node.labels}
+        made = slices(wanted.of("Service").values(), pods, endpoints, zones) | wanted.of("EndpointSlice")
         objects = {key: with_uid(item, before.get(key)) for key, item in made.items()}
         return self._cluster.converge(objects, "EndpointSlice".__eq__)
 

@@ -43,8 +43,7 @@ class Kubelet:
 
     def stop(self, pod: Object) -> None:
         """Stop a Pod and forget it; it stays, Terminating, when that fails. Raises as start does."""
-        deleted = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        self._cluster.write({**pod, "metadata": {**pod["metadata"], "deletionTimestamp": deleted}})
+        self.begin_to_end(pod)
         serving.stop(_full_name(pod))
         runtime = self._runtimes.get(pod["spec"].get("nodeName", ""))
         key = key_of(pod)
@@ -52,6 +51,17 @@ class Kubelet:
             if runtime and (box.namespace, box.pod) == (key.namespace, key.name):
                 runtime.stop(box)
         self._cluster.remove(key)
+
+    def begin_to_end(self, pod: Object) -> None:
+        """Write that a Pod is about to be stopped; until then it goes on."""
+        deleted = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        self._cluster.write({**pod, "metadata": {**pod["metadata"], "deletionTimestamp": deleted}})
+
+    def set_ready(self, pod: Object, ready: bool) -> None:
+        """Write what a Pod's readiness probe would have found."""
+        others = [each for each in pod["status"]["conditions"] if each["type"] != "Ready"]
+        conditions = [*others, {"type": "Ready", "status": str(ready)}]
+        self._cluster.write({**pod, "status": {**pod["status"], "conditions": conditions}})
 
     def update(self, pod: Object) -> None:
         """Write a Pod whose labels or annotations changed."""

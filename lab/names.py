@@ -65,6 +65,7 @@ class Place:
 class NodePlace(Place):
     """A node: a host with addresses for Pods."""
 
+    number: int
     pod_cidrs: tuple[Network, ...]
 
     @property
@@ -84,6 +85,7 @@ def node(number: int, *, routed: bool = False) -> NodePlace:
         port=f"podwall-node{number}",
         interfaces=_interfaces(subnet, 10 + number),
         routers=_interfaces(subnet, 1),
+        number=number,
         pod_cidrs=(ip_network(f"10.244.{number}.0/24"), ip_network(f"fd00:10:244:{number}::/64")),
     )
 

@@ -7,11 +7,20 @@ import os
 from lab.controllers import HOSTNAME
 from lab.names import NodePlace
 from lab.objects import Object
+from lab.services import ZONE
+
+ZONES = ("a", "b")
+"""The lab's zones, in turn."""
 
 
 def node_labels(place: NodePlace) -> dict[str, str]:
-    """Return the labels that kubelet gives a node."""
-    return {HOSTNAME: place.name, "kubernetes.io/os": "linux", "kubernetes.io/arch": os.uname().machine}
+    """Return the labels that kubelet and the controllers of a cloud give a node."""
+    return {
+        HOSTNAME: place.name,
+        "kubernetes.io/os": "linux",
+        "kubernetes.io/arch": os.uname().machine,
+        ZONE: ZONES[(place.number - 1) % len(ZONES)],
+    }
 
 
 def node_object(place: NodePlace) -> Object:

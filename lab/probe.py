@@ -19,6 +19,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 from lab import netns
@@ -58,6 +59,26 @@ class Outcome:
     verdict: str
     answer: str = ""
     error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Who answered, and how both ends saw it there: client as the Pod saw it, reached on its own address."""
+
+    pod: str
+    client: Address
+    client_port: int
+    reached: Address
+    reached_port: int
+
+
+def read_answer(outcome: Outcome) -> Answer | None:
+    """Read what a probe that asked for "all" was told; None when it did not connect."""
+    words = outcome.answer.split()
+    if outcome.verdict != CONNECTED or len(words) != 5:
+        return None
+    pod, client, client_port, reached, reached_port = words
+    return Answer(pod, ip_address(client), int(client_port), ip_address(reached), int(reached_port))
 
 
 def run(probes: Sequence[Probe], quiet: float = QUIET) -> list[Outcome]:

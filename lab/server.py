@@ -5,12 +5,13 @@ TCP: the first line that a client sends says what it wants.
 
     name           the Pod's name and a line's end, then the connection closes; also after 0.3 s of silence
     peer           the client's address and port as the Pod sees them, likewise
+    all            name, the client's address and port, the own address and port that were asked, likewise
     echo           from then on everything comes back
     stream MS      a counted line every MS milliseconds, until the client leaves
     GET ...        the name as an HTTP response, for curl and the like
 
-UDP: `peer` is answered with the client's address and port, anything else with the name; the answer leaves
-from the address that was asked.
+UDP: `peer` and `all` are answered like that, anything else with the name; the answer leaves from the address
+that was asked.
 
 The process is told what to serve over a Unix socket, a JSON object a line: {"serve": NAME, "netns": PATH,
 "ports": [...]} and {"stop": NAME}; it answers {"ok": true} or {"error": TEXT}. A Pod that stops closes its
@@ -99,15 +100,24 @@ class Pod:
         elif word == b"stream":
             await self._stream(writer, float(line.split()[1]) / 1000)
         else:
-            writer.write(_peer(writer) if word == b"peer" else f"{self.name}\n".encode())
+            client, own = writer.get_extra_info("peername"), writer.get_extra_info("sockname")
+            writer.write(self._tell(word, client, own))
             await writer.drain()
+
+    def _tell(self, word: bytes, client: tuple[Any, ...], own: tuple[Any, ...]) -> bytes:
+        match word:
+            case b"peer":
+                return f"{client[0]} {client[1]}\n".encode()
+            case b"all":
+                return f"{self.name} {client[0]} {client[1]} {own[0]} {own[1]}\n".encode()
+        return f"{self.name}\n".encode()
 
     async def _answer_http(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while (await reader.readline()).strip():
             continue
-        body = f"{self.name}\n".encode()
+        body, client = f"{self.name}\n".encode(), writer.get_extra_info("peername")
         head = f"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {len(body)}\r\n"
-        head += f"X-Peer: {_peer(writer).decode().strip()}\r\nConnection: close\r\n\r\n"
+        head += f"X-Peer: {client[0]} {client[1]}\r\nConnection: close\r\n\r\n"
         writer.write(head.encode() + body)
         await writer.drain()
 
@@ -128,8 +138,8 @@ class Pod:
         with contextlib.suppress(OSError):  # nothing more to read, or the client is out of reach
             while True:
                 data, info, _, client = datagram.recvmsg(_LINE_LIMIT, _PACKET_INFO_SPACE)
-                answer = _address(client) if data.strip() == b"peer" else f"{self.name}\n".encode()
-                datagram.sendmsg([answer], _reply_from(info), 0, client)
+                own = (_asked(info), datagram.getsockname()[1])
+                datagram.sendmsg([self._tell(data.strip(), client, own)], _reply_from(info), 0, client)
 
 
 class Server:
@@ -214,12 +224,14 @@ def _reply_from(info: list[tuple[int, int, bytes]]) -> list[tuple[int, int, byte
     return []
 
 
-def _peer(writer: asyncio.StreamWriter) -> bytes:
-    return _address(writer.get_extra_info("peername"))
-
-
-def _address(client: tuple[Any, ...]) -> bytes:
-    return f"{client[0]} {client[1]}\n".encode()
+def _asked(info: list[tuple[int, int, bytes]]) -> str:
+    """Return the address that a datagram was sent to."""
+    for level, kind, data in info:
+        if (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO):
+            return str(ip_address(data[8:12]))
+        if (level, kind) == (socket.IPPROTO_IPV6, _IPV6_PKTINFO):
+            return str(ip_address(data[:16]))
+    return "?"
 
 
 async def serve(path: Path) -> None:

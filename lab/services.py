@@ -22,6 +22,7 @@ _FIRST_DYNAMIC = 30086
 
 FAMILIES = ("IPv4", "IPv6")
 MANAGED_BY = "endpointslice.kubernetes.io/managed-by"
+ZONE = "topology.kubernetes.io/zone"
 _SERVICE_NAME = "kubernetes.io/service-name"
 _SLICE_LIMIT = 100
 
@@ -41,9 +42,15 @@ def allocate(services: Sequence[Object], before: Mapping[Key, Object]) -> list[O
 
 
 def slices(
-    services: Iterable[Object], pods: Iterable[Object], endpoints: Iterable[Object]
+    services: Iterable[Object],
+    pods: Iterable[Object],
+    endpoints: Iterable[Object],
+    zones: Mapping[str, str] | None = None,
 ) -> dict[Key, Object]:
-    """Return the EndpointSlices of Services with a selector, and those that mirror Endpoints."""
+    """Return the EndpointSlices of Services with a selector, and those that mirror Endpoints.
+
+    zones are the nodes' by their names.
+    """
     by_namespace: dict[str, list[Object]] = defaultdict(list)
     for pod in pods:
         by_namespace[pod["metadata"]["namespace"]].append(pod)
@@ -52,7 +59,7 @@ def slices(
     for service in services:
         if service["spec"].get("selector") and service["spec"].get("type") != "ExternalName":
             selected.add((key_of(service).namespace, key_of(service).name))
-            made += _selected(service, by_namespace[key_of(service).namespace])
+            made += _selected(service, by_namespace[key_of(service).namespace], zones or {})
     for item in endpoints:
         if (key_of(item).namespace, key_of(item).name) not in selected:
             made += _mirrored(item)
@@ -197,14 +204,14 @@ def _family(address: Address) -> str:
 # What the controllers derive
 
 
-def _selected(service: Object, pods: Iterable[Object]) -> Iterator[Object]:
+def _selected(service: Object, pods: Iterable[Object], zones: Mapping[str, str]) -> Iterator[Object]:
     spec = service["spec"]
     chosen = [pod for pod in pods if spec["selector"].items() <= labels(pod).items()]
     for family in spec.get("ipFamilies") or FAMILIES[:1]:
         groups: dict[tuple[tuple[str, str, int], ...], list[Object]] = defaultdict(list)
         for pod in sorted(chosen, key=lambda pod: str(pod["metadata"]["name"])):
             for address in _pod_addresses(pod, family):
-                groups[_ports_of(service, pod)].append(_endpoint(service, pod, address))
+                groups[_ports_of(service, pod)].append(_endpoint(service, pod, address, zones))
         for ports, found in sorted(groups.items()) or [((), [])]:
             for start in range(0, max(len(found), 1), _SLICE_LIMIT):
                 yield _slice(service, family, ports, found[start : start + _SLICE_LIMIT], start)
@@ -232,15 +239,16 @@ def _ports_of(service: Object, pod: Object) -> tuple[tuple[str, str, int], ...]:
     return tuple(found)
 
 
-def _endpoint(service: Object, pod: Object, address: str) -> Object:
+def _endpoint(service: Object, pod: Object, address: str, zones: Mapping[str, str]) -> Object:
     conditions = {entry["type"]: entry["status"] for entry in pod.get("status", {}).get("conditions") or ()}
     terminating = "deletionTimestamp" in pod["metadata"]
     serving = conditions.get("Ready") == "True"
     ready = bool(service["spec"].get("publishNotReadyAddresses")) or (serving and not terminating)
-    return {
+    node = pod["spec"].get("nodeName", "")
+    made: Object = {
         "addresses": [address],
         "conditions": {"ready": ready, "serving": serving, "terminating": terminating},
-        "nodeName": pod["spec"].get("nodeName", ""),
+        "nodeName": node,
         "targetRef": {
             "kind": "Pod",
             "namespace": pod["metadata"]["namespace"],
@@ -248,6 +256,22 @@ def _endpoint(service: Object, pod: Object, address: str) -> Object:
             "uid": pod["metadata"].get("uid", ""),
         },
     }
+    if zone := zones.get(node):
+        made["zone"] = zone
+    if hints := _hints(service["spec"].get("trafficDistribution"), node, zone):
+        made["hints"] = hints
+    return made
+
+
+def _hints(distribution: str | None, node: str, zone: str | None) -> Object:
+    """Say for whom an endpoint is meant; a reader that knows no nodes goes by the zones (KEP-3015)."""
+    zones: Object = {"forZones": [{"name": zone}]} if zone else {}
+    match distribution:
+        case "PreferClose" | "PreferSameZone":
+            return zones
+        case "PreferSameNode":
+            return {"forNodes": [{"name": node}], **zones}
+    return {}
 
 
 def _slice(

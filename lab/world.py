@@ -35,6 +35,7 @@ from lab.agents import Agent
 from lab.apply import Applier, Changes, PodsError
 from lab.capture import Capture
 from lab.controllers import LabNode
+from lab.exposed import LabService, read_service
 from lab.kubelet import Kubelet
 from lab.manifests import ObjectDirectory
 from lab.matrix import Expectation, Host, Matrix
@@ -49,7 +50,8 @@ from lab.state import Settings
 __all__ = ["Changes", "Lab", "LabError", "LabPod", "PodsError"]
 
 OUTSIDE_PORTS = (8080, 9090)
-"""What the outside host listens on, TCP and UDP, under the name "outside"."""
+OUTSIDE_WEB = 80
+"""What the outside host listens on, TCP and UDP, under the name "outside"; the matrix tries the first two."""
 
 Progress = Callable[[str, float | None], None]
 """Told what begins (no seconds yet), and the same text again with the seconds it took."""
@@ -189,6 +191,14 @@ class Lab:
         """Put a node's cable back. Raises LabError."""
         underlay.set_uplink(self.node(node), "up")
 
+    def set_ready(self, name: str, ready: bool) -> None:
+        """Let a Pod's readiness fail or succeed; EndpointSlices follow. Raises LabError."""
+        self._change_pod(name, lambda item: self._kubelet.set_ready(item, ready))
+
+    def begin_to_end(self, name: str) -> None:
+        """Let a Pod be terminating, and go on meanwhile; the next apply ends it. Raises LabError."""
+        self._change_pod(name, self._kubelet.begin_to_end)
+
     def wait_until_ready(self, seconds: float = agents.READY_LIMIT) -> None:
         """Wait until every agent takes Pods. Raises LabError with the end of an agent's log."""
         agents.wait_until_ready(self.agents.values(), seconds)
@@ -215,6 +225,21 @@ class Lab:
             known = ", ".join(found.full_name for found in self.pods()) or "none"
             raise LabError(f"there is no Pod {namespace}/{pod}; there are: {known}")
         return chosen[0]
+
+    def services(self) -> tuple[LabService, ...]:
+        """Return all Services, by namespace and name."""
+        return tuple(
+            read_service(item) for key, item in sorted(self.objects().items()) if key.kind == "Service"
+        )
+
+    def service(self, name: str) -> LabService:
+        """Return a Service by "namespace/name" or "name" (namespace default). Raises LabError."""
+        namespace, _, service = name.rpartition("/")
+        item = self.objects().get(Key("Service", namespace or "default", service))
+        if item is None:
+            known = ", ".join(found.full_name for found in self.services()) or "none"
+            raise LabError(f"there is no Service {namespace or 'default'}/{service}; there are: {known}")
+        return read_service(item)
 
     def node(self, name: str) -> NodePlace:
         """Return a node by its name. Raises LabError."""
@@ -249,6 +274,21 @@ class Lab:
         Returns "connected", "refused", "unreachable" or "silent" (after a second).
         """
         return self.probe(source, address, port, protocol).verdict
+
+    def ask(
+        self,
+        source: str,
+        address: Address | str,
+        port: int,
+        protocol: str = probe.TCP,
+        *,
+        times: int = 1,
+        own: Address | str | None = None,
+    ) -> list[probe.Outcome]:
+        """Connect so many times at once, from an own address if given; read them with probe.read_answer."""
+        target, bound = ip_address(str(address)), ip_address(str(own)) if own else None
+        asked = probe.Probe(self.netns(source), target, port, protocol, bound, b"all")
+        return probe.run([asked] * times)
 
     def probe(
         self, source: str, address: Address | str, port: int, protocol: str = probe.TCP, ask: str = "name"
@@ -335,10 +375,16 @@ class Lab:
 
     def _start_server(self) -> None:
         serving.start(netns.path(names.OUTSIDE))
-        serving.serve("outside", netns.path(names.OUTSIDE), OUTSIDE_PORTS)
+        serving.serve("outside", netns.path(names.OUTSIDE), (*OUTSIDE_PORTS, OUTSIDE_WEB))
 
     def _apply(self, objects: Mapping[Key, Object]) -> Changes:
         return self._step("objects and Pods", self._applier.apply, objects, self._kubelet, self._cancel)
+
+    def _change_pod(self, name: str, change: Callable[[Object], None]) -> None:
+        found = self.pod(name)
+        with state.lock():
+            change(self._cluster.read()[Key("Pod", found.namespace, found.name)])
+            self._applier.write_slices(self._given.read())
 
     def _cancel(self) -> None:
         """Make what other threads wait for fail at once: without agents nothing is answered."""
