@@ -1,9 +1,10 @@
 """Brings the cluster's objects and the Pods to what the manifests say, touching only what differs.
 
 1  Namespaces, policies, Services written       before the Pods that they decide about
-2  Pods stopped, started, changed in place      several at a time
-3  EndpointSlices derived from the Pods
-4  Namespaces removed
+2  Pods that shall go are terminating           their EndpointSlices say so
+3  Pods stopped, started, changed in place      several at a time
+4  EndpointSlices derived from the Pods
+5  Namespaces removed
 """
 
 from __future__ import annotations
@@ -95,6 +96,10 @@ class Applier:
         changed = self._write_before_pods(wanted, before)
         pods = {key: item for key, item in before.items() if key.kind == "Pod"}
         todo = jobs(pods, wanted.of("Pod"))
+        if ending := [job.stop for job in todo.values() if job.stop]:
+            for pod in ending:
+                kubelet.begin_to_end(pod)
+            self._write_slices(given, wanted)
         failed = _do(todo, kubelet, cancel) if todo else []
         changed += self._write_slices(given, wanted) + self._remove_namespaces(wanted)
         if failed:

@@ -258,7 +258,7 @@ def _endpoint(service: Object, pod: Object, address: str, zones: Mapping[str, st
     }
     if zone := zones.get(node):
         made["zone"] = zone
-    if hints := _hints(service["spec"].get("trafficDistribution"), node, zone):
+    if ready and (hints := _hints(service["spec"].get("trafficDistribution"), node, zone)):
         made["hints"] = hints
     return made
 

@@ -83,6 +83,26 @@ def test_a_pod_tells_who_asked(pair: tuple[Path, Path], serving: Serving, protoc
     assert outcome.answer.split()[0] == "fd09::1"
 
 
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+@pytest.mark.parametrize(("address", "client"), [(FOUR, "10.9.0.1"), (SIX, "fd09::1")], ids=["IPv4", "IPv6"])
+def test_a_pod_tells_all_at_once(
+    pair: tuple[Path, Path], serving: Serving, protocol: str, address: probe.Address, client: str
+) -> None:
+    serving.ask(serve="ns/pod", netns=str(pair[1]), ports=[8080])
+
+    [outcome] = probe.run([Probe(pair[0], address, 8080, protocol, ask=b"all")])
+    answer = probe.read_answer(outcome)
+
+    assert answer is not None
+    assert (answer.pod, answer.client, answer.reached, answer.reached_port) == (
+        "ns/pod",
+        ip_address(client),
+        address,
+        8080,
+    )
+    assert probe.read_answer(Outcome(REFUSED)) is None
+
+
 def test_no_answer_is_silence_and_no_way_is_unreachable(pair: tuple[Path, Path]) -> None:
     client, pod = pair
     netns.run(pod, subprocess.run, ["ip", "link", "set", "eth0", "arp", "off"], check=True)

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from lab.exposed import ServicePort, read_service
 from lab.manifests import parse
 from lab.objects import Key, ManifestError, Object, key_of
+from lab.processes import LabError
 from lab.services import allocate, slices
 
 
@@ -145,3 +147,41 @@ def test_endpoints_are_mirrored_unless_the_service_selects() -> None:
     assert mirrored["endpoints"] == [{"addresses": ["203.0.113.10"], "conditions": {"ready": True}}]
     assert own["endpoints"] == []
     assert key_of(mirrored) == Key("EndpointSlice", "default", mirrored["metadata"]["name"])
+
+
+@pytest.mark.parametrize(
+    ("distribution", "hints"),
+    [
+        (None, None),
+        ("PreferClose", {"forZones": [{"name": "a"}]}),
+        ("PreferSameZone", {"forZones": [{"name": "a"}]}),
+        ("PreferSameNode", {"forNodes": [{"name": "node1"}], "forZones": [{"name": "a"}]}),
+    ],
+)
+def test_ready_endpoints_say_for_whom_they_are_meant(distribution: str | None, hints: Object | None) -> None:
+    [made] = allocate([service("web", "selector: {app: web}, ports: [{port: 80}]")], {})
+    made["spec"]["trafficDistribution"] = distribution
+    pods = [pod("a", "10.244.1.2", Ready="True"), pod("b", "10.244.1.3", Ready="False")]
+
+    [found] = slices([made], pods, [], {"node1": "a"}).values()
+
+    ready, waiting = found["endpoints"]
+    assert ready.get("hints") == hints
+    assert "hints" not in waiting
+    assert ready["zone"] == waiting["zone"] == "a"
+
+
+def test_a_service_as_its_users_see_it() -> None:
+    text = "type: LoadBalancer, externalIPs: [198.51.100.7], ports: [{name: web, port: 80, nodePort: 30080}]"
+    [made] = allocate([service("web", text)], {})
+    made["status"] = {"loadBalancer": {"ingress": [{"ip": "172.30.0.200"}, {"hostname": "no.address"}]}}
+
+    found = read_service(made)
+
+    assert found.full_name == "default/web"
+    assert str(found.address(4)) == made["spec"]["clusterIP"]
+    assert str(found.balanced_address(4)) == "172.30.0.200"
+    assert [str(address) for address in found.external_addresses] == ["198.51.100.7"]
+    assert found.ports == (ServicePort("web", "TCP", 80, 30080),)
+    with pytest.raises(LabError, match="default/web: load balancer: there is no IPv6"):
+        found.balanced_address(6)

@@ -100,6 +100,37 @@ def test_other_labels_change_in_place_and_another_spec_makes_it_anew(lab: Lab) -
     assert not set(anew.addresses) & set(first.addresses)
 
 
+def conditions(lab: Lab) -> dict[str, tuple[bool, bool, bool]]:
+    """Ready, serving, terminating of each endpoint of the Service `one`, by its Pod."""
+    of = {"kubernetes.io/service-name": "one"}.items()
+    slices = [item for key, item in lab.objects().items() if key.kind == "EndpointSlice"]
+    return {
+        endpoint["targetRef"]["name"]: tuple(endpoint["conditions"].values())
+        for item in slices
+        if of <= item["metadata"]["labels"].items()
+        for endpoint in item["endpoints"]
+    }
+
+
+def test_slices_follow_readiness_and_the_end_of_pods(lab: Lab) -> None:
+    label = ", labels: {app: one}"
+    service = "{apiVersion: v1, kind: Service, metadata: {name: one}, spec: {selector: {app: one}}}"
+    with applied(
+        lab, pod("one", metadata=label), pod("two", metadata=label), *manifests.parse(service, "test")
+    ):
+        assert conditions(lab) == {"one": (True, True, False), "two": (True, True, False)}
+
+        lab.set_ready("one", False)
+        assert conditions(lab) == {"one": (False, False, False), "two": (True, True, False)}
+        lab.set_ready("one", True)
+        lab.begin_to_end("two")
+        assert conditions(lab) == {"one": (True, True, False), "two": (False, True, True)}
+        assert lab.connect("hello/client", lab.pod("two").address(4), 8080) == CONNECTED
+
+        lab.apply([pod("two", metadata=label)])
+        assert conditions(lab) == {"one": (True, True, False), "two": (True, True, False)}
+
+
 def test_a_removed_pod_leaves_nothing(lab: Lab) -> None:
     with applied(lab, pod("one")):
         found = lab.pod("one")
