@@ -5,12 +5,15 @@ What takes time tells what it is doing on standard error; answers go to standard
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -19,7 +22,10 @@ import click
 
 from lab import manifests, matrix, netns, state
 from lab.expectation import Expected
+from lab.exposed import LabService
+from lab.names import Address
 from lab.objects import ManifestError, key_of
+from lab.probe import CONNECTED, TCP, UDP, Outcome, read_answer
 from lab.world import Changes, Lab, LabError, LabPod, PodsError
 
 _INTERRUPTED = 130
@@ -149,6 +155,46 @@ def pods(output: str) -> None:
 
 
 @lab.command()
+@output_option
+def services(output: str) -> None:
+    """List the Services and the addresses and ports by which they are reached."""
+    with _errors():
+        found = Lab.attach().services()
+    if output == "json":
+        click.echo(json.dumps([_service_json(service) for service in found], indent=2))
+        return
+    header = ("NAMESPACE", "NAME", "TYPE", "CLUSTER ADDRESSES", "EXTERNAL ADDRESSES", "PORTS")
+    _table([header, *(_service_row(service) for service in found)])
+
+
+@lab.command()
+@click.argument("source", metavar="FROM")
+@click.argument("target", metavar="TO:PORT")
+@click.option("--times", default=1, show_default=True, help="How many connections, all at once.")
+@click.option("--udp", is_flag=True, help="Datagrams instead of TCP connections.")
+def connect(source: str, target: str, times: int, udp: bool) -> None:
+    """Connect from a Pod, a node or "outside", and say who answered and whom it saw.
+
+    TO is an address ([ADDRESS] with IPv6), or the name of a Service, a Pod, a node or "outside". Ends with 1
+    when something was not answered.
+    """
+    host, _, port = target.rpartition(":")
+    if not host or not port.isdecimal():
+        raise click.UsageError(f"{target!r} is not TO:PORT, such as my-app:80 or [fd00:10:96::1]:80")
+    good = True
+    with _errors():
+        made = Lab.attach()
+        for address in _addresses_of(made, host):
+            outcomes = made.ask(source, address, int(port), UDP if udp else TCP, times=times)
+            good = good and all(outcome.verdict == CONNECTED for outcome in outcomes)
+            click.echo(f"{address} port {port}")
+            for text, count in Counter(map(_told, outcomes)).most_common():
+                click.echo(f"  {count:>4}  {text}")
+    if not good:
+        sys.exit(1)
+
+
+@lab.command()
 def status() -> None:
     """Say what is there; ends with 1 when something of it is not as it should be."""
     with _errors():
@@ -267,6 +313,54 @@ def _pod_json(pod: LabPod) -> dict[str, Any]:
         "container_id": pod.container_id,
         "netns": str(pod.netns),
     }
+
+
+def _service_row(service: LabService) -> tuple[str, ...]:
+    outer = (*service.external_addresses, *service.balanced_addresses)
+    ports = (f"{each.port}/{each.protocol}" for each in service.ports if not each.node_port)
+    on_nodes = (f"{each.port}:{each.node_port}/{each.protocol}" for each in service.ports if each.node_port)
+    columns = (service.cluster_addresses, outer, (*ports, *on_nodes))
+    return (
+        service.namespace,
+        service.name,
+        service.type,
+        *(" ".join(map(str, column)) or "-" for column in columns),
+    )
+
+
+def _service_json(service: LabService) -> dict[str, Any]:
+    return {
+        "namespace": service.namespace,
+        "name": service.name,
+        "type": service.type,
+        "cluster_addresses": [str(address) for address in service.cluster_addresses],
+        "external_addresses": [str(address) for address in service.external_addresses],
+        "balanced_addresses": [str(address) for address in service.balanced_addresses],
+        "ports": [dataclasses.asdict(port) for port in service.ports],
+    }
+
+
+def _addresses_of(made: Lab, host: str) -> Sequence[Address]:
+    """Return what a name or an address stands for. Raises LabError."""
+    try:
+        return [ip_address(host.removeprefix("[").removesuffix("]"))]
+    except ValueError:
+        pass
+    places = {place.name: place for place in (*made.nodes, made.outside)}
+    if host in places:
+        return places[host].addresses
+    full_name = host if "/" in host else f"default/{host}"
+    for service in made.services():
+        if service.full_name == full_name and service.cluster_addresses:
+            return service.cluster_addresses
+    return made.pod(host).addresses
+
+
+def _told(outcome: Outcome) -> str:
+    answer = read_answer(outcome)
+    if answer is None:
+        return " ".join(filter(None, [outcome.verdict, outcome.error]))
+    return f"{answer.pod} on {answer.reached} port {answer.reached_port}, asked by {answer.client}"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> None:
