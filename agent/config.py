@@ -18,7 +18,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -27,6 +27,8 @@ import yaml
 ENVIRONMENT_PREFIX = "PODWALL_"
 
 Mode: TypeAlias = Literal["auto", "direct", "vxlan"]
+ServicesMode: TypeAlias = Literal["auto", "on", "off"]
+IPNetwork: TypeAlias = IPv4Network | IPv6Network
 
 _NODE_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
@@ -116,6 +118,22 @@ def _cluster(value: object) -> str:
     raise ValueError("api, or manifests:DIRECTORY with an absolute path")
 
 
+def _services(value: object) -> str:
+    words: dict[object, str] = {True: "on", False: "off"}  # how YAML reads on and off
+    return _one_of("auto", "on", "off")(words.get(value, value) if isinstance(value, bool) else value)
+
+
+def _networks(value: object) -> tuple[IPNetwork, ...]:
+    allowed = "CIDRs such as 192.0.2.0/24, fd00::/64: a list, or one text with commas"
+    texts = [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+    if not isinstance(texts, (list, tuple)):
+        raise ValueError(allowed)
+    try:
+        return tuple(ip_network(str(text)) for text in texts)
+    except ValueError as error:
+        raise ValueError(f"{allowed} ({error})") from None
+
+
 def _api_server(value: object) -> str:
     if isinstance(value, str) and (value == "auto" or re.fullmatch(r"https?://[^\s/]+", value)):
         return value
@@ -175,6 +193,15 @@ class Config:
     vxlan_port: int = _setting(4789, _integer(1, 65535), "UDP port between nodes")
     vxlan_id: int = _setting(9619, _integer(1, 16777215), "VXLAN network identifier")
     masquerade: bool = _setting(True, _boolean, "whether Pods leave the cluster with their node's address")
+    services: ServicesMode = _setting(
+        "auto", _services, "whether podwall serves Services; auto: unless kube-proxy's rules are on the node"
+    )
+    external_ips: tuple[IPNetwork, ...] = _setting(
+        (), _networks, "CIDRs in which a Service's spec.externalIPs are served; none: nowhere"
+    )
+    node_port_addresses: tuple[IPNetwork, ...] = _setting(
+        (), _networks, "CIDRs of the node's addresses that answer NodePorts; none: all but loopback"
+    )
     http_address: str = _setting("127.0.0.1:9619", _http_address, "for /healthz, /readyz and /metrics")
     log_level: str = _setting(
         "info", _one_of("debug", "info", "warning", "error"), "the least that is logged"
@@ -211,7 +238,7 @@ def _parser() -> argparse.ArgumentParser:
         "--config", metavar="FILE", help="YAML file with settings by these names, '_' for '-'"
     )
     for name, setting in SETTINGS.items():
-        default = "" if setting.default in ("", None) else f" (default: {setting.default})"
+        default = "" if setting.default in ("", None, ()) else f" (default: {setting.default})"
         parser.add_argument(
             "--" + name.replace("_", "-"), metavar="VALUE", help=setting.metadata["description"] + default
         )

@@ -40,6 +40,9 @@ def test_an_empty_file_is_a_file_without_settings(tmp_path: Path) -> None:
         ("http_address", "localhost:80", "ADDRESS:PORT"),
         ("http_address", "127.0.0.1:0", "ADDRESS:PORT"),
         ("api_server", "10.0.0.1:6443", "a URL"),
+        ("services", "maybe", "one of auto, on, off"),
+        ("external_ips", "10.0.0.1/8", "10.0.0.1/8 has host bits set"),
+        ("node_port_addresses", "eth0", "CIDRs such as"),
         ("log_level", "verbose", "one of debug, info"),
         ("address_rest_s", "nan", "seconds from 0"),
         ("add_timeout_s", "0", "seconds from 0.1"),
@@ -62,6 +65,25 @@ def test_a_bad_file_is_refused_by_name(tmp_path: Path, content: str) -> None:
     file.write_text(content)
     with pytest.raises(ConfigError, match=re.escape(str(file))):
         load(["--config", str(file), "--node-name", "a"], {})
+
+
+@pytest.mark.parametrize(
+    ("written", "read"), [("on", "on"), ("off", "off"), ("auto", "auto"), ("'on'", "on"), ("true", "on")]
+)
+def test_services_as_yaml_writes_it(tmp_path: Path, written: str, read: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(f"services: {written}\n")
+    assert load(["--config", str(file), "--node-name", "a"], {}).services == read
+
+
+def test_networks_as_a_list_or_in_one_text(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("external_ips: [192.0.2.0/24, 'fd00::/64']\n")
+    config = load(
+        ["--config", str(file), "--node-name", "a", "--node-port-addresses", "192.0.2.0/24, fd00::/64"], {}
+    )
+    assert config.external_ips == config.node_port_addresses
+    assert [str(each) for each in config.external_ips] == ["192.0.2.0/24", "fd00::/64"]
 
 
 def test_the_node_name_is_required() -> None:
