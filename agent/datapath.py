@@ -22,6 +22,7 @@ from agent.cluster.store import Changed, Store
 from agent.compile import links, tunnel, verdicts
 from agent.compile.incremental import PolicyCompiler
 from agent.compile.members import LocalPod, PodKey, is_of
+from agent.compile.names import ARP_TABLE, TABLE
 from agent.config import Config
 from agent.conntrack import ConntrackError, Flow, end_denied
 from agent.denials import Denial, Denials, Reason
@@ -30,12 +31,16 @@ from agent.nft.kernel import Kernel, NftError
 from agent.nft.model import Item, Owner
 from agent.pods.model import Attachment
 from agent.reconcile import Reconciler
+from agent.reports import Reports
 from agent.routes.kernel import RouteError
 from agent.routes.plan import Plan
 from agent.rules import Rules
 
 KINDS: tuple[Kind, ...] = ("Node", "Namespace", "Pod", "NetworkPolicy")
 """What the rules are made of."""
+
+TABLES = frozenset({TABLE, ARP_TABLE})
+"""What its transactions speak of. Services have a table and transactions of their own (`agent.services`)."""
 
 POLICY_OWNERS = frozenset({"class", "isolated", "peer", "member"})
 FLOWS = "flows"  # the only key of its reconciler
@@ -55,7 +60,8 @@ class Datapath:
     """What attachments ask for (`attached`, `detached`), and what keeps the rules as the cluster says.
 
     `find_pod` asks the cluster for a Pod that the store does not have yet, None when there is none;
-    `local_addresses` are the node's own. `committed` is called after each successful commit.
+    `local_addresses` are the node's own; `reports` hears what is wrong in objects. `committed`
+    is called after each successful commit.
     """
 
     def __init__(
@@ -63,17 +69,19 @@ class Datapath:
         config: Config,
         find_pod: FindPod,
         local_addresses: LocalAddresses,
+        reports: Reports,
         committed: Callable[[], None],
     ) -> None:
         self.store = Store()
         self.kernel = Kernel()
-        self.rules = Rules(self.kernel, self._compile)
+        self.rules = Rules(self.kernel, self._compile, TABLES)
         self.policies = PolicyCompiler(config.node_name)
         self.reconciler = Reconciler[Owner]("rules", self._run, expected=NftError)
         self.ended_flows = Reconciler[str](FLOWS, self._end_flows, expected=(ConntrackError, RouteError))
         self._config = config
         self._find_pod = find_pod
         self._local_addresses = local_addresses
+        self._reports = reports
         self._committed = committed
         self._plan = Plan()
         self._synced = asyncio.Event()
@@ -126,10 +134,18 @@ class Datapath:
             if all(kind in self.store.synced for kind in KINDS):
                 self._synced.set()
         if changed:
+            self._report(changed)
             self.reconciler.mark(*self.policies.apply(changed))
         if any(each.kind == "Node" for each in changed):
             self.reconciler.mark(links.CLUSTER, tunnel.TUNNEL)
         return changed
+
+    def _report(self, changed: Iterable[Changed]) -> None:
+        """Tell what cannot be used in these objects, and forget what was wrong in those that are gone."""
+        for each in changed:
+            problems = tuple(map(str, each.after.problems)) if each.after else ()
+            uid = each.after.uid if each.after else ""
+            self._reports.set(each.kind, each.key, uid, "fields", problems)
 
     async def guard(self, plan: Plan) -> None:
         """Return when the tunnel of this plan may be made or used: nobody else can speak into it."""

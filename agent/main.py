@@ -36,6 +36,7 @@ from agent.pods.model import Attachment
 from agent.pods.server import Server, ServerError
 from agent.pods.wiring import Wiring, WiringError
 from agent.reconcile import Reconciler
+from agent.reports import Reports
 from agent.routes.kernel import RouteError, RouteKernel
 from agent.routes.plan import Plan, plan_routes, pod_mtu
 from agent.sources import source_of
@@ -67,10 +68,12 @@ class Agent:
         self.route_kernel = RouteKernel(config.sysctl_dir)
         self.wiring = Wiring(config.sysctl_dir)
         self.plan = Plan()
+        self.reports = Reports(self.source.tell)
         self.datapath = Datapath(
             config,
             self.source.find_pod,
             self.route_kernel.local_addresses,
+            self.reports,
             lambda: self._announcing.mark(NODE),
         )
         self.route_problems: tuple[str, ...] = ()
@@ -199,6 +202,7 @@ class Agent:
     async def _work(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.source.run(self._take))
+            tasks.create_task(self.reports.run())
             tasks.create_task(self.datapath.reconcile())
             tasks.create_task(self.datapath.repair())
             tasks.create_task(self.datapath.denials.run())
@@ -278,6 +282,7 @@ class Agent:
                 {"node": path.node, "cidr": str(path.cidr), "way": path.way} for path in self.plan.paths
             ],
             "problems": [*map(str, self.sysctl_problems), *self.route_problems],
+            "object_problems": [report.to_json() for report in self.reports.current()],
             "denied_packets_seen": self.datapath.denials.packets,
             "commits": self.datapath.rules.commits,
             "last_commit": self.datapath.rules.last_commit,

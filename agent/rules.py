@@ -3,7 +3,9 @@
     owners marked dirty --> compile each --> Desired --> the difference --> one transaction --> kernel
 
 As long as every commit succeeded, what the kernel holds is known, and a transaction costs the size of the
-change. XX still only what differs is committed, so that counters, flows and sticky entries live on.
+change. After a start, a failure or a foreign change the kernel is read back, and still only what differs is
+committed, so that counters, flows and sticky entries live on. Each `Rules` answers for its own tables: what
+one cannot commit stops no other.
 """
 
 from __future__ import annotations
@@ -15,24 +17,27 @@ from collections.abc import Callable, Iterable
 from agent import metrics
 from agent.nft.diff import difference, transaction
 from agent.nft.kernel import Kernel, NftError
-from agent.nft.model import Item, Owner, Ruleset
+from agent.nft.model import Item, Owner, Ruleset, TableName
 from agent.nft.owners import Desired
 
 log = logging.getLogger(__name__)
 
 
 class Rules:
-    """Keeps the kernel's tables equal to what `compile_owner` says; `run` is a reconciler's.
+    """Keeps these tables of the kernel equal to what `compile_owner` says; `run` is a reconciler's.
 
     Times are seconds since the epoch: of the last transaction, and of when all was last as it should be.
     """
 
-    def __init__(self, kernel: Kernel, compile_owner: Callable[[Owner], Iterable[Item]]) -> None:
+    def __init__(
+        self, kernel: Kernel, compile_owner: Callable[[Owner], Iterable[Item]], tables: frozenset[TableName]
+    ) -> None:
         self.commits = 0
         self.last_commit: float | None = None
         self.last_check: float | None = None
         self._kernel = kernel
         self._compile = compile_owner
+        self._tables = tables
         self._desired = Desired()
         self._trusted = False
 
@@ -58,7 +63,7 @@ class Rules:
         trusted, self._trusted = self._trusted, True  # who distrusts from now on means the next run
         try:
             if not trusted:
-                changes = difference(await self._kernel.read(), self._desired.ruleset)
+                changes = difference(await self._kernel.read(self._tables), self._desired.ruleset)
             text = transaction(changes, self._desired.ruleset)
             if text:
                 await self._commit(text, len(changes))

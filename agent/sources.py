@@ -12,9 +12,11 @@ from agent.cluster.client import ApiClient
 from agent.cluster.credentials import credential_source
 from agent.cluster.errors import NotFound
 from agent.cluster.manifests import ManifestSource
-from agent.cluster.model import Event, Kind, Pod
+from agent.cluster.model import KINDS, Event, Kind, Pod
 from agent.cluster.watch import ApiSource
 from agent.config import Config
+from agent.log import printable
+from agent.reports import Report
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +35,9 @@ class Source(Protocol):
 
     async def find_pod(self, namespace: str, name: str) -> Pod | None:
         """Ask for a Pod; None when there is none. Raises ApiError."""
+
+    async def tell(self, report: Report) -> None:
+        """Make a Kubernetes Event of an object's problem. Raises ApiError, Conflict when there is one."""
 
     def close(self) -> None:
         """Let go of what is held open."""
@@ -73,6 +78,21 @@ class ApiServer:
             return None
         return pod if isinstance(pod, Pod) else None
 
+    async def tell(self, report: Report) -> None:
+        """Make an Event; objects that are no kind of the API have none. Raises ApiError, Conflict."""
+        if report.kind not in KINDS:
+            return
+        await asyncio.to_thread(
+            self._client.create_event,
+            report.kind,
+            report.key,
+            report.uid,
+            reason=report.reason,
+            note=printable(report.problem),
+            action="Compile",
+            event=report.event_name,
+        )
+
     def close(self) -> None:
         """Close idle connections."""
         self._client.close()
@@ -103,6 +123,9 @@ class Manifests:
         await self._source.look(self._deliver)
         pod = self._source.get("Pod", (namespace, name))
         return pod if isinstance(pod, Pod) else None
+
+    async def tell(self, report: Report) -> None:
+        """There is nothing that keeps Events; the log has it."""
 
     def close(self) -> None:
         """Nothing is held open."""

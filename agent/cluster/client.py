@@ -141,18 +141,20 @@ class ApiClient:
         action: str,
         warning: bool = True,
         instance: str = "",
+        event: str = "",
     ) -> None:
         """Say something about an object, for `kubectl describe` and `kubectl get events`.
 
-        A reason and an action are one word in upper camel case; the note is cut after 1,024 bytes.
+        A reason and an action are one word in upper camel case; the note is cut after 1,024 bytes. `event`
+        names the Event, so that several who say the same make one: raises Conflict for all but the first.
         """
         namespace, name = ("default", key) if isinstance(key, str) else key
         now = datetime.now(UTC)
         regarding = {"kind": kind, "name": name, "apiVersion": _api_version(kind), "uid": uid}
         if not isinstance(key, str):
             regarding["namespace"] = namespace
-        event = {
-            "metadata": {"namespace": namespace, "name": _event_name(name)},
+        body = {
+            "metadata": {"namespace": namespace, "name": event or _event_name(name)},
             "eventTime": _time(now, "microseconds"),
             "reportingController": "podwall.dev/agent",
             "reportingInstance": instance or os.uname().nodename,
@@ -162,7 +164,7 @@ class ApiClient:
             "note": note.encode()[:1024].decode(errors="ignore"),
             "type": "Warning" if warning else "Normal",
         }
-        self._call("POST", _collection("Event", namespace), event)
+        self._call("POST", _collection("Event", namespace), body)
 
     def get_lease(self, namespace: str, name: str) -> Lease:
         """A Lease.  Raises NotFound."""
