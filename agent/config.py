@@ -24,6 +24,8 @@ from typing import Any, Literal, TypeAlias
 
 import yaml
 
+from agent.loadbalancer.pools import Pool, parse_pools
+
 ENVIRONMENT_PREFIX = "PODWALL_"
 
 Mode: TypeAlias = Literal["auto", "direct", "vxlan"]
@@ -208,6 +210,9 @@ class Config:
     )
     address_rest_s: float = _setting(30.0, _seconds(0, 86400), "how long a freed address rests")
     add_timeout_s: float = _setting(20.0, _seconds(0.1, 300), "how long a Pod may wait for its rules")
+    load_balancer_pools: tuple[Pool, ...] = _setting(
+        (), parse_pools, "addresses for Services of type LoadBalancer, see loadbalancer.md; on a flag as JSON"
+    )
 
 
 SETTINGS = {setting.name: setting for setting in dataclasses.fields(Config)}
