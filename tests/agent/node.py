@@ -90,7 +90,7 @@ class Node:
         interfaces = tuple(
             ip_interface(f"{address}/{length}") for address, length in zip(ADDRESSES, (24, 64), strict=True)
         )
-        place = Place(NAME, self.netns, "", interfaces, (), tuple(map(ip_network, CIDRS)), self.home)
+        place = Place(NAME, self.netns, "", interfaces, (), 1, tuple(map(ip_network, CIDRS)), self.home)
         self.runtime = Runtime(place, (str(binary),), lambda: True)
         self.place = place
         self.agent = Program(place, self.runtime, self.flags)
