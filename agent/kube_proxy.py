@@ -4,11 +4,11 @@
     iptables, ipvs     chain KUBE-SERVICES in the table nat of iptables, kept by nf_tables or by ip_tables
 
 Only these names are asked for: nothing else of others' tables is read. The kernel's older ip_tables tells no
-single chain, so there the whole table is fetched and searched, but only where it is in use: asking for a table
+single chain, so there the whole table is fetched and searched, but only where it is in use: asking for one
 makes it. Layouts: linux/netfilter/nf_tables.h, linux/netfilter_ipv4/ip_tables.h.
 
-kube-proxy leaves its rules behind when it ends. They count for as long as they are there: a rule does not tell
-whether anybody still keeps it, and two who translate the same packets are worse than one who is old.
+kube-proxy leaves its rules behind when it ends. They count for as long as they are there: a rule does not
+tell whether anybody still keeps it.
 
     first look            decides at once
     found   2 looks on    podwall steps aside        (kube-proxy makes its table before all of its rules)

@@ -1,4 +1,4 @@
-"""kube-proxy is known by its rules, in each of its modes; who serves changes only when they stay or are gone."""
+"""kube-proxy is known by its rules, in each of its modes; they must stay or stay away to change anything."""
 
 from __future__ import annotations
 
