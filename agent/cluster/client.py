@@ -19,7 +19,7 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from .connection import Connection, tls_context
+from .connection import ANSWER_S, CONNECT_S, Connection, tls_context
 from .credentials import Credentials, CredentialSource
 from .decode import AnyObject, DecodeError, Page, decode, decode_page
 from .errors import Refused, Unauthorized, Unreachable
@@ -74,9 +74,17 @@ EVERY = Selection()
 class ApiClient:
     """Calls to the API server with the present credentials; safe to use from several threads."""
 
-    def __init__(self, credentials: CredentialSource, agent: str = "podwall") -> None:
+    def __init__(
+        self,
+        credentials: CredentialSource,
+        agent: str = "podwall",
+        connect_s: float = CONNECT_S,
+        answer_s: float = ANSWER_S,
+    ) -> None:
+        """The limits are seconds, of connecting and of each wait for an answer."""
         self._credentials = credentials
         self._agent = agent
+        self._limits = connect_s, answer_s
         self._lock = threading.Lock()
         self._idle: list[Connection] = []
         self._tls: tuple[Credentials, ssl.SSLContext | None] | None = None
@@ -84,7 +92,7 @@ class ApiClient:
     def connection(self) -> Connection:
         """A new connection for the caller alone.  Raises Unauthorized when there are no credentials."""
         credentials = self._credentials.current()
-        return Connection(credentials, self._context(credentials), self._agent)
+        return Connection(credentials, self._context(credentials), self._agent, *self._limits)
 
     def refused(self, connection: Connection) -> None:
         """Say that the server did not accept a connection's credentials."""
@@ -177,6 +185,11 @@ class ApiClient:
     def update_lease(self, lease: Lease) -> Lease:
         """Change a Lease as it was read.  Raises Conflict when somebody else was faster."""
         return _lease(self._call("PUT", _path("Lease", (lease.namespace, lease.name)), _lease_body(lease)))
+
+    def delete_lease(self, lease: Lease) -> None:
+        """Remove a Lease as it was read.  Raises NotFound, and Conflict when it was changed meanwhile."""
+        path = _path("Lease", (lease.namespace, lease.name))
+        self._call("DELETE", path, {"preconditions": {"resourceVersion": lease.resource_version}})
 
     # The way there
 

@@ -30,9 +30,18 @@ LONGEST_LINE = 16 * 1024 * 1024
 class Connection:
     """One connection, used by one thread; `abort` may be called by any other."""
 
-    def __init__(self, credentials: Credentials, tls: ssl.SSLContext | None, agent: str) -> None:
+    def __init__(
+        self,
+        credentials: Credentials,
+        tls: ssl.SSLContext | None,
+        agent: str,
+        connect_s: float = CONNECT_S,
+        answer_s: float = ANSWER_S,
+    ) -> None:
+        """Make it; each request opens it when need be. Limits are seconds, for one wait of several."""
         self.credentials = credentials
         self.used = False
+        self._connect_s, self._answer_s = connect_s, answer_s
         self._headers = {"User-Agent": agent, "Accept": "application/json"}
         if credentials.authorization:
             self._headers["Authorization"] = credentials.authorization
@@ -53,7 +62,6 @@ class Connection:
         target: str,
         body: bytes | None = None,
         content_type: str = "application/json",
-        answer_s: float = ANSWER_S,
     ) -> http.client.HTTPResponse:
         """Send a request and return the answer's head; any status but 2xx is raised as an ApiError."""
         headers = dict(self._headers)
@@ -63,7 +71,7 @@ class Connection:
             if self._http is None:
                 self._http = self._connect()
             assert self._socket is not None
-            self._socket.settimeout(answer_s)
+            self._socket.settimeout(self._answer_s)
             self._http.request(method, target, body=body, headers=headers)
             response = self._http.getresponse()
             if response.status >= 300:
@@ -138,12 +146,14 @@ class Connection:
     def _open(self, host: str, port: int) -> socket.socket:
         if self.credentials.proxy:
             proxy = urlsplit(self.credentials.proxy)
-            tunnel = http.client.HTTPConnection(proxy.hostname or "", proxy.port or 80, timeout=CONNECT_S)
+            tunnel = http.client.HTTPConnection(
+                proxy.hostname or "", proxy.port or 80, timeout=self._connect_s
+            )
             tunnel.set_tunnel(host, port)
             tunnel.connect()
             raw: socket.socket = tunnel.sock
         else:
-            raw = socket.create_connection((host, port), timeout=CONNECT_S)
+            raw = socket.create_connection((host, port), timeout=self._connect_s)
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # A server that has vanished without a word is noticed after 30 s, not after the silence limit.
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -43,6 +43,7 @@ def node_of(item: wire.Node, found: Found) -> Node:
         deleting=meta.deletion_timestamp is not None,
         annotations=meta.annotations or {},
         network_unavailable=_condition(conditions.get("NetworkUnavailable")),
+        unschedulable=spec.unschedulable is True,
         problems=tuple(found),
     )
 

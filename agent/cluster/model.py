@@ -65,6 +65,7 @@ class Node(Struct, frozen=True, gc=False):
     deleting: bool = False
     annotations: Labels = {}
     network_unavailable: bool | None = None  # the condition NetworkUnavailable; None: nobody has set it
+    unschedulable: bool = False  # cordoned
     problems: tuple[Problem, ...] = ()
 
     @property

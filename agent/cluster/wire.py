@@ -51,6 +51,7 @@ class Condition(Wire):
 class NodeSpec(Wire):
     pod_cidr: str | None = msgspec.field(default=None, name="podCIDR")
     pod_cidrs: list[str] | None = msgspec.field(default=None, name="podCIDRs")
+    unschedulable: bool | None = None
 
 
 class NodeAddress(Wire):
