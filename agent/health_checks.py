@@ -5,9 +5,9 @@
                   <-- 503     there is none: externalTrafficPolicy Local would drop it
 
 The body and the header X-Load-Balancing-Endpoint-Weight are those that kube-proxy documents. `want` is told
-all that there should be, and starts and stops listeners until it is so; a port that cannot be had is a problem
-of its Service, and is tried again at the next `want`. Whoever can reach the node can ask, so a request is
-small, comes in time, and there are few at once.
+all that there should be, and starts and stops listeners until it is so; a port that cannot be had is a
+problem of its Service, and is tried again at the next `want`. Whoever can reach the node can ask, so a
+request is small, comes in time, and there are few at once.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ class HealthChecks:
         servers: list[asyncio.Server] = []
         try:
             for listening in _listen(port):
-                servers.append(await asyncio.start_server(serve, sock=listening, limit=REQUEST_BYTES))
+                server = await asyncio.start_server(serve, sock=listening, limit=REQUEST_BYTES)
+                servers.append(server)
         except OSError as error:
             for server in servers:
                 server.close()
