@@ -18,7 +18,7 @@ from itertools import repeat
 from lab.controllers import Expansion, LabNode, expand, must_restart
 from lab.kubelet import Failure, Kubelet
 from lab.manifests import ObjectDirectory
-from lab.objects import Key, Object
+from lab.objects import Key, Object, timestamp
 from lab.processes import LabError
 from lab.services import ZONE, slices
 
@@ -68,9 +68,13 @@ def _job(before: Object | None, wanted: Object | None) -> Job:
 
 
 def with_uid(item: Object, before: Object | None) -> Object:
-    """Return an object with the uid that it has, or a new one."""
-    uid = before["metadata"]["uid"] if before else str(uuid.uuid4())
-    return {**item, "metadata": {**item["metadata"], "uid": uid}}
+    """Return an object with the uid and the age that it has, or new ones."""
+    if before is None:
+        known = {"uid": str(uuid.uuid4()), "creationTimestamp": timestamp()}
+    else:
+        kept = ("uid", "creationTimestamp")
+        known = {name: before["metadata"][name] for name in kept if name in before["metadata"]}
+    return {**item, "metadata": {**item["metadata"], **known}}
 
 
 class Applier:

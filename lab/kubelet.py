@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 from lab import netns, serving
 from lab.controllers import container_ports
 from lab.manifests import ObjectDirectory
 from lab.names import Address, NodePlace, pod_netns
-from lab.objects import Object, key_of
+from lab.objects import Object, key_of, timestamp
 from lab.processes import LabError
 from lab.runtime import PluginError, Runtime
 
@@ -54,8 +53,8 @@ class Kubelet:
 
     def begin_to_end(self, pod: Object) -> None:
         """Write that a Pod is about to be stopped; until then it goes on."""
-        deleted = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        self._cluster.write({**pod, "metadata": {**pod["metadata"], "deletionTimestamp": deleted}})
+        metadata = {**pod["metadata"], "deletionTimestamp": timestamp()}
+        self._cluster.write({**pod, "metadata": metadata})
 
     def set_ready(self, pod: Object, ready: bool) -> None:
         """Write what a Pod's readiness probe would have found."""

@@ -1,4 +1,4 @@
-"""Kubernetes objects as plain JSON values, checked as far as the lab itself relies on them. Pure.
+"""Kubernetes objects as plain JSON values, checked as far as the lab itself relies on them.
 
 The agent judges policies, Services and Pods itself, as it would on a real cluster; here is checked what
 becomes a file name, a namespace's name, or a decision of the controllers.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 Object = dict[str, Any]
@@ -91,6 +92,11 @@ def fail(item: Object, field: str, must: str) -> ManifestError:
 def labels(item: Object) -> dict[str, str]:
     """Return an object's labels."""
     return item.get("metadata", {}).get("labels") or {}
+
+
+def timestamp() -> str:
+    """Return the time now as the API writes it."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def digest(value: Any, length: int) -> str:
