@@ -120,12 +120,14 @@ def to_end(flows: Iterable[Flow], allowed: Callable[[Flow], bool]) -> tuple[Flow
 # For the event loop: each opens a socket in the caller's network namespace and works in a thread
 
 
-async def list_flows(addresses: Set[IPAddress] | None = None) -> tuple[Flow, ...]:
-    """List the flows that begin at or lead to one of these addresses, or (None) all.
+async def list_flows(
+    addresses: Set[IPAddress] | None = None, protocols: Set[int] | None = None
+) -> tuple[Flow, ...]:
+    """List the flows that begin at or lead to one of these addresses, of these protocols, or (None) all.
 
     Raises ConntrackError.
     """
-    return await _in_thread(lambda conntrack: conntrack.flows(addresses))
+    return await _in_thread(lambda conntrack: conntrack.flows(addresses, protocols))
 
 
 async def end_flows(flows: Sequence[Flow]) -> Ended:
@@ -199,15 +201,17 @@ class Conntrack:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def flows(self, addresses: Set[IPAddress] | None = None) -> tuple[Flow, ...]:
-        """List the flows that begin at or lead to one of these addresses, or (None) all.
+    def flows(
+        self, addresses: Set[IPAddress] | None = None, protocols: Set[int] | None = None
+    ) -> tuple[Flow, ...]:
+        """List the flows that begin at or lead to one of these addresses, of these protocols, or (None) all.
 
         Raises ConntrackError.
         """
         wanted = None if addresses is None else frozenset(address.packed for address in addresses)
         found: dict[tuple[int, bytes], Flow] = {}  # the kernel may list a flow twice while its table changes
         for entry in self._entries():
-            if flow := decode(entry, wanted):
+            if flow := decode(entry, wanted, protocols):
                 found[flow.id, flow.key] = flow
         return tuple(found.values())
 
@@ -325,8 +329,11 @@ class _Shape:
 _SHAPES = {_FAMILY[version]: _Shape(version) for version in (4, 6)}
 
 
-def decode(entry: bytes, wanted: Set[bytes] | None = None) -> Flow | None:
-    """Read an entry of a listing; None when neither real end is a wanted address, or it makes no sense."""
+def decode(entry: bytes, wanted: Set[bytes] | None = None, protocols: Set[int] | None = None) -> Flow | None:
+    """Read an entry of a listing; None when it is not wanted or makes no sense.
+
+    Wanted are those with one of these addresses at a real end, and of these protocols; None: all.
+    """
     if not entry:
         return None
     shape = _SHAPES.get(entry[0])
@@ -338,18 +345,22 @@ def decode(entry: bytes, wanted: Set[bytes] | None = None) -> Flow | None:
         if (h0, h1, h2, h3, h4, h5, h6, h7, h8, h9) == shape.headers:
             if wanted is not None and s not in wanted and rs not in wanted:
                 return None
+            if protocols is not None and protocol not in protocols:
+                return None
             original = Ends(Endpoint(_address(s), sp), Endpoint(_address(d), dp))
             reply = Ends(Endpoint(_address(rs), rsp), Endpoint(_address(rd), rdp))
             return _flow(protocol, (original, reply), None, entry[shape.key], attributes(entry, shape.end))
     with suppress(KeyError, ValueError, struct.error, IndexError):
-        return _decode_any(entry, wanted)
+        return _decode_any(entry, wanted, protocols)
     return None
 
 
-def _decode_any(entry: bytes, wanted: Set[bytes] | None) -> Flow | None:
+def _decode_any(entry: bytes, wanted: Set[bytes] | None, protocols: Set[int] | None) -> Flow | None:
     values = attributes(entry, _NFGENMSG)
     original, reply = _tuple(values[_TUPLE_ORIG]), _tuple(values[_TUPLE_REPLY])
     if wanted is not None and original.source not in wanted and reply.source not in wanted:
+        return None
+    if protocols is not None and original.protocol not in protocols:
         return None
     both = (_ends(original), _ends(reply))
     return _flow(original.protocol, both, original.icmp, values[_TUPLE_REPLY], values)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from agent import metrics
-from agent.nft.diff import difference, transaction
+from agent.nft.diff import Changes, difference, transaction
 from agent.nft.kernel import Kernel, NftError
 from agent.nft.model import Item, Owner, Ruleset, TableName
 from agent.nft.owners import Desired
@@ -55,11 +55,14 @@ class Rules:
         """What the kernel holds may differ from what was committed: compare as a whole next time."""
         self._trusted = False
 
-    async def run(self, owners: frozenset[Owner]) -> None:
-        """Compile these owners and commit what differs. Raises NftError; the old rules are in force then."""
+    async def run(self, owners: frozenset[Owner]) -> Changes:
+        """Compile these owners, commit what differs and return that.
+
+        Raises NftError; the old rules are in force then.
+        """
         for owner in owners:
             self._desired.replace(owner, self._compile(owner))
-        changes = self._desired.take()
+        changes: Changes = self._desired.take()
         trusted, self._trusted = self._trusted, True  # who distrusts from now on means the next run
         try:
             if not trusted:
@@ -71,6 +74,7 @@ class Rules:
             self._trusted = False
             raise
         self.last_check = time.time()
+        return changes
 
     async def _commit(self, text: str, items: int) -> None:
         begun = time.perf_counter()
