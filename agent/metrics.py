@@ -21,3 +21,18 @@ COMMIT_ERRORS = Counter("podwall_commit_errors_total", "nftables transactions th
 REPAIRS = Counter("podwall_repairs_total", "Foreign changes to podwall's tables that were undone")
 FLOWS_ENDED = Counter("podwall_flows_ended_total", "Flows ended because a policy no longer allows them")
 ROUTES = Gauge("podwall_routes", "Routes to other nodes", ["mode"])
+LOAD_BALANCER_POOL = Gauge(
+    "podwall_load_balancer_pool_addresses",
+    "Addresses of a pool, as the elected agent has it",
+    ["pool", "state"],
+)
+LOAD_BALANCER_ANNOUNCED = Gauge(
+    "podwall_load_balancer_announced", "LoadBalancer addresses that this node answers for"
+)
+LOAD_BALANCER_TAKEN = Counter("podwall_load_balancer_taken_total", "Leases that this node took")
+LOAD_BALANCER_ANSWERS = Counter(
+    "podwall_load_balancer_answers_total", "ARP requests and neighbour solicitations answered", ["family"]
+)
+LOAD_BALANCER_RIVALS = Counter(
+    "podwall_load_balancer_rivals_total", "Others on the link that claimed an address of this node"
+)
