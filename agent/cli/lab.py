@@ -23,7 +23,7 @@ import click
 from lab import manifests, matrix, netns, state
 from lab.expectation import Expected
 from lab.exposed import LabService
-from lab.names import Address
+from lab.names import RUN, Address
 from lab.objects import ManifestError, key_of
 from lab.probe import CONNECTED, TCP, UDP, Outcome, read_answer
 from lab.world import Changes, Lab, LabError, LabPod, PodsError
@@ -368,6 +368,12 @@ def _table(rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
         click.echo("  ".join(cells).rstrip())
+
+
+def cluster_directory() -> Path | None:
+    """Where the objects of the lab that is up lie, for commands that ask about a cluster."""
+    settings = state.read_settings()
+    return RUN / "cluster" if settings is not None and settings.complete else None
 
 
 def _mode(vxlan: bool) -> str:

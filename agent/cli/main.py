@@ -9,6 +9,11 @@ import click
 
 COMMANDS = {
     "lab": ("agent.cli.lab", "lab", "A cluster without Kubernetes, in network namespaces of this machine."),
+    "why": (
+        "agent.cli.why",
+        "why_command",
+        "Whether a connection is allowed, by what, and what would change it.",
+    ),
     "status": ("agent.cli.status", "status", "What a node's agent says of itself."),
 }
 """Each command's module, the name it has there, and what help says of it."""

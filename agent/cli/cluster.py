@@ -1,0 +1,130 @@
+"""The cluster that a command asks about: a real one by kubeconfig, the lab, or a directory of manifests.
+
+-f FILE|DIR           what manifests say, statuses included
+--lab                 the lab of this machine
+--kubeconfig, --context, else KUBECONFIG, else ~/.kube/config, else the lab if one is up
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from agent.cli.ask import Unreachable
+from agent.cluster.model import KINDS, Endpoints, Kind, Object
+from agent.cluster.store import Snapshot, snapshot_of
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEFAULT_NAMESPACE = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Which cluster, and the namespace of names that say none."""
+
+    files: tuple[Path, ...]
+    lab: bool
+    kubeconfig: Path | None
+    context: str
+    namespace: str
+
+    def snapshot(self) -> Snapshot:
+        """All objects as they are now. Raises Unreachable, ClickException for manifests."""
+        if self.files:
+            return _of_manifests(self.files)
+        kubeconfig = None if self.lab else self.kubeconfig or _default_kubeconfig()
+        if kubeconfig is None:
+            return _of_lab()
+        return _of_api(kubeconfig, self.context)
+
+
+def cluster_options(command: F) -> F:
+    """The options that say which cluster; the command gets them as one `asked`."""
+
+    def gathered(
+        filename: tuple[Path, ...],
+        lab: bool,
+        kubeconfig: Path | None,
+        context: str,
+        namespace: str,
+        **others: Any,
+    ) -> Any:
+        return command(asked=Asked(filename, lab, kubeconfig, context, namespace), **others)
+
+    gathered.__doc__, gathered.__name__ = command.__doc__, command.__name__
+    gathered.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]  # click's own
+    file = click.Path(exists=True, path_type=Path)
+    for option in (
+        click.option("-n", "--namespace", default=DEFAULT_NAMESPACE, help="Of names that say none."),
+        click.option("--context", default="", help="The kubeconfig's context."),
+        click.option("--kubeconfig", type=click.Path(path_type=Path), help="The kubeconfig."),
+        click.option("--lab", is_flag=True, help="Ask the lab of this machine."),
+        click.option("-f", "--filename", type=file, multiple=True, help="Ask manifests, with statuses."),
+    ):
+        gathered = option(gathered)
+    return gathered  # type: ignore[return-value]  # the same command with other parameters
+
+
+def _default_kubeconfig() -> Path | None:
+    if said := os.environ.get("KUBECONFIG"):
+        return Path(said)
+    usual = Path("~/.kube/config").expanduser()
+    return usual if usual.is_file() else None
+
+
+def _of_manifests(files: tuple[Path, ...]) -> Snapshot:
+    from agent.cluster.manifests import load  # noqa: PLC0415 - only this way needs it
+
+    found = load(files)
+    for error in (*found.errors, *found.problems):
+        click.echo(str(error), err=True)
+    return snapshot_of(found.objects)
+
+
+def _of_lab() -> Snapshot:
+    from agent.cli.lab import cluster_directory  # noqa: PLC0415 - only this way needs it
+
+    directory = cluster_directory()
+    if directory is None:
+        raise Unreachable(
+            "there is no kubeconfig and no lab is up: --kubeconfig FILE, `podwall lab up`, or -f DIR"
+        )
+    return _of_manifests((directory,))
+
+
+def _of_api(kubeconfig: Path, context: str) -> Snapshot:
+    from agent.cluster.client import ApiClient, read_page  # noqa: PLC0415 - only this way needs it
+    from agent.cluster.credentials import credential_source  # noqa: PLC0415
+    from agent.cluster.errors import ApiError  # noqa: PLC0415
+
+    client = ApiClient(credential_source(kubeconfig=kubeconfig, context=context), "podwall")
+
+    def all_of(kind: Kind) -> list[Object]:
+        connection = client.connection()
+        try:
+            found: list[Object] = []
+            continues = ""
+            while True:
+                page = read_page(connection, kind, continues=continues)
+                found += (each for each in page.objects if not isinstance(each, Endpoints))
+                continues = page.continues
+                if not continues:
+                    return found
+        finally:
+            connection.close()
+
+    try:
+        with ThreadPoolExecutor(len(KINDS)) as threads:
+            lists = list(threads.map(all_of, KINDS))
+    except ApiError as error:
+        raise Unreachable(f"the API server cannot be asked: {error}") from error
+    finally:
+        client.close()
+    return snapshot_of(each for objects in lists for each in objects)
