@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +204,7 @@ def up(settings: Settings) -> Path:
             create(settings)
         if settings.cni == "podwall":
             deploy()
-            await_ready(settings)
+            await_ready()
     return kubeconfig()
 
 
@@ -314,12 +314,42 @@ def recorded() -> Settings | None:
 
 
 def deploy() -> None:
-    """Bring podwall's image into the nodes and apply its manifest, as its users do."""
+    """Bring podwall's image into the nodes and apply its manifest, as its users do, with this link's own
+    addresses."""
     changed = load_podwall()
+    objects = manifest()
+    record = state() / "manifest.json"
+    changed |= record.exists() and record.read_text() != json.dumps(objects)
     with step("applying conf/podwall.yaml"):
-        kubectl("apply", "-f", MANIFEST)
+        kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(objects).encode())
         if changed:
             kubectl("-n", "kube-system", "rollout", "restart", "daemonset/podwall")
+    record.write_text(json.dumps(objects))
+
+
+def manifest() -> list[dict[str, Any]]:
+    """Return conf/podwall.yaml's objects; its settings are extended by what every site has to say itself."""
+    objects = [each for each in yaml.safe_load_all(MANIFEST.read_text()) if each]
+    for each in objects:
+        if each["kind"] == "ConfigMap":
+            settings = yaml.safe_load(each["data"]["config.yaml"])
+            each["data"]["config.yaml"] = yaml.safe_dump({**settings, **site_settings()})
+    return objects
+
+
+def site_settings() -> dict[str, Any]:
+    """Return the settings for this link: addresses of it that LoadBalancer Services may have, and which
+    externalIPs Services may name."""
+    listed = json.loads(docker("network", "inspect", "kind", "--format", "{{json .IPAM.Config}}"))
+    ranges = []
+    for each in listed:
+        # far from the lower end, where the engine gives addresses to containers
+        last = ip_network(each["Subnet"]).broadcast_address
+        ranges.append(f"{last - 0x5F}-{last - 0x10}")
+    return {
+        "load_balancer_pools": [{"name": "link", "addresses": ranges}],
+        "external_ips": ["203.0.113.0/24", "2001:db8:203::/64"],
+    }
 
 
 def load_podwall() -> bool:
@@ -355,16 +385,12 @@ def import_podwall() -> None:
     layout.unlink()
 
 
-def await_ready(settings: Settings) -> None:
-    """Wait until podwall serves on every node, the nodes are Ready and, where Services work, CoreDNS
-    answers."""
-    with step("waiting for podwall and the nodes"):
+def await_ready() -> None:
+    """Wait until podwall serves on every node, the nodes are Ready and CoreDNS answers."""
+    with step("waiting for podwall, the nodes and CoreDNS"):
         kubectl("-n", "kube-system", "rollout", "status", "daemonset/podwall", "--timeout=120s", limit=130)
         kubectl("wait", "--for=condition=Ready", "nodes", "--all", "--timeout=60s", limit=70)
-        if settings.kube_proxy != "none":
-            kubectl(
-                "-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=120s", limit=130
-            )
+        kubectl("-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=120s", limit=130)
 
 
 def down() -> None:

@@ -10,20 +10,38 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster import cluster
+from tests.cluster import cluster, places
 from tests.cluster.cluster import Settings
+from tests.cluster.places import Asker
+
+NODES_AT_LEAST = 3
+"""A control plane and two workers: one may die, and its addresses move to the other."""
 
 
 @pytest.fixture(scope="session")
 def real_cluster() -> Iterator[Settings]:
     """Make or find a cluster with podwall as it is now."""
     found = cluster.recorded() if cluster.exists() else None
-    settings = found or Settings.from_environment()
-    if settings.cni != "podwall":
-        settings, found = dataclasses.replace(settings, cni="podwall"), None
+    wanted = found or Settings.from_environment()
+    settings = dataclasses.replace(
+        wanted, nodes=max(wanted.nodes, NODES_AT_LEAST), cni="podwall", kube_proxy="none"
+    )
+    found = found if found == settings else None
     try:
         cluster.up(settings)
         yield settings
     finally:
         if not found and os.environ.get("PODWALL_CLUSTER") != "keep":
             cluster.down()
+
+
+@pytest.fixture(scope="session")
+def nodes(real_cluster: Settings) -> dict[str, Asker]:
+    """Return the nodes as places to ask from."""
+    return {name: places.node(name) for name in cluster.nodes()}
+
+
+@pytest.fixture(scope="session")
+def outside(real_cluster: Settings) -> Asker:
+    """Return the machine outside the cluster."""
+    return places.outside()

@@ -1,17 +1,20 @@
 """The cluster as its tests see it: objects as JSON, commands in Pods, conditions that are awaited."""
 
+import contextlib
 import json
 import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 import yaml
 
-from tests.cluster import cluster
+from tests.cluster import cluster, contents
 from tests.cluster.console import ClusterError, wait_for
 
 Address = IPv4Address | IPv6Address
+CLUSTER_WIDE = {"ClusterRole", "ClusterRoleBinding", "GatewayClass", "IngressClass", "Namespace"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +28,95 @@ class Place:
 
 def apply(*objects: dict[str, Any]) -> None:
     """Apply objects."""
-    cluster.kubectl("apply", "-f", "-", stdin="---\n".join(map(json.dumps, objects)).encode())
+    cluster.kubectl("apply", "-f", "-", stdin=listed(objects))
+
+
+def listed(objects: Sequence[dict[str, Any]]) -> bytes:
+    """Return objects as one List: a stream of JSON documents would lose some between its separators."""
+    return json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)}).encode()
 
 
 def documents(path: str) -> list[dict[str, Any]]:
     """Return the objects of a manifest in conf/."""
     return [each for each in yaml.safe_load_all((cluster.CONF / path).read_text()) if each]
+
+
+def example(path: str, namespace: str) -> list[dict[str, Any]]:
+    """Return the objects of a file in examples/, those without a namespace in this one."""
+    text = (cluster.image.PROJECT / "examples" / path).read_text()
+    objects = [each for each in yaml.safe_load_all(text) if each]
+    for each in objects:
+        if each["kind"] not in CLUSTER_WIDE:
+            each["metadata"].setdefault("namespace", namespace)
+    return objects
+
+
+def client_daemon(namespace: str) -> dict[str, Any]:
+    """Return a DaemonSet that puts a Pod to ask from on every node."""
+    labels = {"app": "asker"}
+    pod = {"containers": [{"name": "asker", "image": contents.agnhost_name(), "args": ["pause"]}]}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": {"name": "asker", "namespace": namespace},
+        "spec": {
+            "selector": {"matchLabels": labels},
+            "template": {
+                "metadata": {"labels": labels},
+                "spec": {**pod, "tolerations": [{"operator": "Exists"}], "terminationGracePeriodSeconds": 1},
+            },
+        },
+    }
+
+
+@contextlib.contextmanager
+def running(namespaces: Sequence[str], *objects: dict[str, Any]) -> Iterator[None]:
+    """Apply objects in namespaces made for them, wait until all Pods are ready, and remove all afterwards."""
+    try:
+        apply(
+            *[{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": each}} for each in namespaces],
+            *[each for each in objects if each["kind"] != "Namespace"],
+        )
+        for namespace in namespaces:
+            await_all_ready(namespace)
+        yield
+    finally:
+        spread = [each for each in objects if each["kind"] in CLUSTER_WIDE and each["kind"] != "Namespace"]
+        if spread:
+            delete(*spread)
+        cluster.kubectl("delete", "namespace", *namespaces, "--ignore-not-found", limit=180)
+
+
+def delete(*objects: dict[str, Any]) -> None:
+    """Delete objects that may be gone already."""
+    cluster.kubectl("delete", "--ignore-not-found", "-f", "-", stdin=listed(objects), limit=120)
+
+
+def await_all_ready(namespace: str, limit: float = 120) -> None:
+    """Wait until every workload of a namespace has all its Pods Ready."""
+
+    def look() -> bool:
+        return all(map(is_complete, get("deployments,daemonsets,statefulsets,pods", "-n", namespace)))
+
+    try:
+        wait_for(f"the Pods of {namespace}", look, limit=limit, every=0.5)
+    except ClusterError as error:
+        described = cluster.kubectl("--namespace", namespace, "describe", "pods")
+        raise ClusterError(f"{error}\n{described[-6000:]}") from error
+
+
+def is_complete(thing: dict[str, Any]) -> bool:
+    """Say whether a workload has all its Pods, updated and Ready, or a Pod is Ready or on its way out."""
+    status = thing["status"]
+    if thing["kind"] == "Pod":
+        return condition(thing, "Ready") or "deletionTimestamp" in thing["metadata"]
+    if status.get("observedGeneration", 0) < thing["metadata"]["generation"]:
+        return False
+    if thing["kind"] == "DaemonSet":
+        wanted = status["desiredNumberScheduled"]
+        return 0 < wanted == status.get("numberReady", 0) == status.get("updatedNumberScheduled", 0)
+    wanted = thing["spec"]["replicas"]
+    return bool(wanted == status.get("readyReplicas", 0) == status.get("updatedReplicas", wanted))
 
 
 def get(*words: str) -> list[dict[str, Any]]:
@@ -79,6 +165,22 @@ def wait_for_pods(namespace: str, count: int, limit: float = 60, **labels: str) 
     except ClusterError as error:
         described = cluster.kubectl("--namespace", namespace, "describe", "pods")
         raise ClusterError(f"{error}\n{described[-6000:]}") from error
+
+
+def addresses(namespace: str, service: str) -> list[str]:
+    """Return a Service's ClusterIPs."""
+    return list(get("service", service, f"--namespace={namespace}")[0]["spec"]["clusterIPs"])
+
+
+def balanced_addresses(namespace: str, service: str, limit: float = 30) -> list[str]:
+    """Wait until a Service has a LoadBalancer address of each of its families, and return them."""
+
+    def look() -> list[str]:
+        found = get("service", service, f"--namespace={namespace}")[0]
+        given = [each["ip"] for each in found["status"]["loadBalancer"].get("ingress", [])]
+        return given if len(given) == len(found["spec"]["ipFamilies"]) else []
+
+    return wait_for(f"addresses of {namespace}/{service}", look, limit=limit)
 
 
 def execute(namespace: str, pod: str, *words: str, limit: float = 60) -> str:
