@@ -11,7 +11,7 @@ KUBE_PROXY  ?= none
 export NODES CNI KUBE_PROXY FOCUS SKIP
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check format test cluster cluster-down e2e bench lock clean
+.PHONY: help setup demo check format test cluster cluster-down e2e vm bench lock clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
@@ -44,6 +44,9 @@ format: setup ## format the sources
 test: setup ## every test: pure, lab and real cluster (TESTS=tests/agent for some)
 	@[ "$(TESTS)" != tests ] || $(PYTHON) -m tests.cluster build
 	@$(PYTHON) -m pytest $(TESTS)
+
+vm: setup ## tests on Debian's own kernel, in a slow virtual machine (TESTS=tests/lab for others, LIMIT=40 minutes)
+	@$(PYTHON) -m tests.vm $(filter-out tests,$(TESTS))
 
 bench: setup ## the benchmarks, peers side by side
 	@for file in bench/[a-z]*.py; do PYTHONPATH=. $(PYTHON) $$file || exit 1; done

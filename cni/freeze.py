@@ -87,13 +87,18 @@ def main() -> int:
 
 def freeze(output: Path, cache: Path) -> None:
     """Put the executable at `output`, replacing it atomically. Raises FreezeError."""
+    _replace(output, kept(cache).read_bytes())
+
+
+def kept(cache: Path) -> Path:
+    """Return the executable in the cache, built when it is not there yet. Raises FreezeError."""
     include, library = _interpreter()
     compiler = _compiler()
     header = modules_header()
     built = cache / f"podwall-cni-{_digest(header, compiler, library)}"
     if not built.exists():
         _build(built, header, compiler, include, library)
-    _replace(output, built.read_bytes())
+    return built
 
 
 def modules_header() -> str:

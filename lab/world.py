@@ -29,7 +29,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from cni.freeze import FreezeError, freeze
+from cni.freeze import FreezeError, kept
 from lab import agents, matrix, names, netns, probe, processes, serving, state, underlay
 from lab.agents import Agent
 from lab.apply import Applier, Changes, PodsError
@@ -415,11 +415,15 @@ class Lab:
 
 
 def _find_plugin(progress: Progress) -> tuple[str, ...]:
-    """Return the command of the CNI plugin: the frozen binary, built when this is the first time."""
+    """Return the command of the CNI plugin: the frozen binary, built when this is the first time.
+
+    It runs from where it is kept: Debian mounts /run without permission to execute what lies there.
+    """
+    if given := os.environ.get("PODWALL_CNI"):
+        return (given,)
     cache = os.environ.get("PODWALL_CACHE")
-    binary = RUN / "bin" / "podwall"
     try:
-        freeze(binary, Path(cache) if cache else Path.home() / ".cache" / "podwall")
+        binary = kept(Path(cache) if cache else Path.home() / ".cache" / "podwall")
     except FreezeError as error:
         progress(f"the CNI plugin runs as python -m cni, since its binary cannot be built: {error}", 0.0)
         return (sys.executable, "-m", "cni")
