@@ -14,6 +14,7 @@ What happens to a packet (priorities in brackets; defragmentation is at -400, co
       v  connection tracking, Services, policy (their own chains, later in the hooks)
       |
       v  inet postrouting [100]
+    back to the link it came from (a Pod reached itself through a Service): masquerade
     from pod_cidrs to outside `cluster`: masquerade
 
     ARP on a Pod's link, either way: drop
@@ -45,6 +46,8 @@ from agent.nft.model import (
     Chain,
     Concat,
     Counter,
+    Ct,
+    CtStatus,
     Element,
     Exthdr,
     Fib,
@@ -124,16 +127,16 @@ def cluster(nodes: Iterable[Node]) -> tuple[Item, ...]:
 
 def _ranges(sets: dict[int, SetName], networks: set[Network]) -> Iterator[Element]:
     for version, name in sets.items():
-        for network in _outermost(network for network in networks if network.version == version):
+        for network in outermost(network for network in networks if network.version == version):
             yield Element(name, network)
 
 
-def _outermost(networks: Iterable[Network]) -> Iterator[Network]:
+def outermost(networks: Iterable[Network]) -> Iterator[Network]:
     """Networks that lie in no other; two networks overlap only when one lies in the other."""
-    last = -1
-    for network in sorted(networks, key=lambda each: (int(each.network_address), each.prefixlen)):
-        if int(network.broadcast_address) > last:
-            last = int(network.broadcast_address)
+    last = family = -1
+    for network in sorted(networks, key=lambda of: (of.version, int(of.network_address), of.prefixlen)):
+        if network.version != family or int(network.broadcast_address) > last:
+            last, family = int(network.broadcast_address), network.version
             yield network
 
 
@@ -194,8 +197,20 @@ def _drop(*matches: Match, why: str) -> Rule:
 
 
 def _masquerade(on: bool) -> Chain:
-    rules = tuple(_leaving(version) for version in _IP) if on else ()
+    rules = (*map(_hairpin, _IP), *(map(_leaving, _IP) if on else ()))
     return Chain(TABLE, "leave_cluster", rules, Hook("nat", "postrouting", SOURCE_NAT))
+
+
+def _hairpin(version: int) -> Rule:
+    """Under its own address the Pod would answer itself, and nobody would translate the answer back."""
+    back = Match(
+        Concat((Meta("oifname"), Payload(_IP[version], "saddr"))), "==", Named(POD_LINKS[version].name)
+    )
+    translated = Match(Ct("status"), "in", CtStatus.DNAT)
+    return Rule(
+        (translated, back, Counter(), Nat("masquerade", flags=frozenset({"fully-random"}))),
+        "from a Pod to itself through a Service",
+    )
 
 
 def _leaving(version: int) -> Rule:

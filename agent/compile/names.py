@@ -10,6 +10,7 @@ from agent.nft.model import TableName
 from agent.nft.render import COMMENT_BYTES
 
 TABLE = TableName("inet", "podwall")
+SERVICES_TABLE = TableName("inet", "podwall_services")
 ARP_TABLE = TableName("arp", "podwall")
 
 LINK_PREFIX = "podwall"  # of a Pod link's host end: podwall and eight hexadecimal digits

@@ -210,8 +210,7 @@ def set_or_map(of: Set) -> str:
 
 
 def _set_lines(of: Set) -> list[str]:
-    data = f" : {_type(of.data)}" if of.data else ""
-    lines = [f"type {_type(of.type)}{data};"]
+    lines = [_types(of)]
     if of.flags:
         lines.append(f"flags {_words(of.flags)};")
     for word, seconds in (("timeout", of.timeout), ("gc-interval", of.gc_interval)):
@@ -222,6 +221,24 @@ def _set_lines(of: Set) -> list[str]:
     if of.comment:
         lines.append(f"comment {quoted(of.comment, COMMENT_BYTES)};")
     return lines
+
+
+def _types(of: Set) -> str:
+    """A number without a type has no name, so such a set is declared by expressions of its types."""
+    if INTEGER not in of.type:
+        data = f" : {_type(of.data)}" if of.data else ""
+        return f"type {_type(of.type)}{data};"
+    key, data = (" . ".join(_TYPE_OF[part] for part in parts) for parts in (of.type, of.data))
+    return f"typeof {key}{data and ' : '}{data};"
+
+
+_TYPE_OF = {
+    "mark": "ct mark",
+    "integer": "numgen random mod 2",
+    "ipv4_addr": "ip daddr",
+    "ipv6_addr": "ip6 daddr",
+    "inet_service": "th dport",
+}
 
 
 def _type(parts: tuple[str, ...]) -> str:
@@ -255,7 +272,7 @@ def scalar(value: Scalar, kind: str = "") -> str:
     if isinstance(value, int):
         return _number(value, kind)
     if isinstance(value, Range):  # numbers: between names the dash would belong to them
-        numbers = "" if isinstance(value.low, int) else kind
+        numbers = "" if isinstance(value.low, int) and kind != "mark" else kind
         return f"{scalar(value.low, numbers)}-{scalar(value.high, numbers)}"
     if isinstance(value, Wildcard) and kind in _INTERFACES:
         return _interface(value.prefix)[:-1] + '*"'

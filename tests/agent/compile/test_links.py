@@ -51,11 +51,13 @@ def test_two_nodes_and_two_pods() -> None:
     _golden("links.nft", render.ruleset(Ruleset((*links.static(), *ATTACHED, *links.cluster(NODES)))))
 
 
-def test_no_masquerade_leaves_the_chain_empty() -> None:
+def test_no_masquerade_leaves_what_a_pod_sends_to_itself() -> None:
     with_, without = Ruleset(links.static(masquerade=True)), Ruleset(links.static(masquerade=False))
     changed = {name for name, chain in with_.chains.items() if without.chains[name] != chain}
     assert {name.name for name in changed} == {"leave_cluster"}
-    assert not without.chains[changed.pop()].rules
+    assert [rule.comment for rule in without.chains[changed.pop()].rules] == [
+        "from a Pod to itself through a Service"
+    ] * 2
 
 
 OVERLAPS = {

@@ -1,0 +1,478 @@
+"""How a packet finds its Service, and the Service an endpoint: rules that are the same for all Services.
+
+Only the first packet of a flow passes here (chains of type nat); connection tracking translates the others.
+
+    from a Pod of this node, or the node itself   from another node's Pod      from anywhere else
+      |                                             |                            |
+      v  to a Service with source ranges that do not hold the sender: drop       |   (all three)
+      |                                             |                            v
+      |                                             |     externalTrafficPolicy Local: `outside`,
+      v  a NodePort of another node: `node_ports`   |     `outside_node_ports` (endpoints of this node)
+      |                                             |                            |
+      +---------------------------------------------+----------------------------+
+      v  address . protocol . port in `frontends`     (ClusterIP, load balancer and external addresses)
+      v  an own address of this node: `node_ports`, then ports that Pods have of the node (`host_ports`)
+      v  an address of `cluster_ips`, with a port that no Service has: refuse
+    no Service's: untouched
+
+What is found is the id of a list of endpoints, kept in `ct mark` until the packet leaves this node:
+
+    frontends   10.96.0.10 . udp . 53  ->  0x5a1b2c3d      its list
+    balance     0x5a1b2c3d             ->  3               how one of the list is picked: any of three
+    balancers   3                      ->  goto any_of_3   (0: refuse, 0x7fffffff: drop, 0x8.......: sticky)
+    backends    0x5a1b2c3d . 1         ->  10.244.1.7 . 5353
+
+so a Service is elements of maps: no chain, no rule, no verdict per Service, and a change costs its elements.
+Chains like `any_of_3` are shared by all lists of that length. A list is the same one whichever way it was
+reached, and has its own for the endpoints of this node alone.
+
+Session affinity. `sticky` remembers which endpoint a client got, by a number that belongs to the endpoint and
+not to its place in the list, so others' coming and going moves nobody. When its endpoint goes, the number is
+no longer in `stuck`, and the client gets another one.
+
+    sticky      192.0.2.7 . 0x5a1b2c3d -> 0x5e0f1a2b    (made by packets; ends after the timeout)
+    stuck       0x5a1b2c3d . 0x5e0f1a2b                    the endpoint with this number still serves
+    numbers     0x5a1b2c3d . 1         -> 0x5e0f1a2b
+    stuck_to    0x5e0f1a2b             -> 10.244.1.7 . 5353
+
+Marks. `meta mark` holds the way of picking and the number for a few rules and is 0 before anything else sees
+the packet; a `ct mark` whose first four bits are 0101 is podwall's and is 0 again in postrouting or input.
+
+Sources stay as they are inside the cluster. What came from outside (or from another node) and goes on to an
+endpoint of another node leaves with this node's address, because the answer must come back here. A packet
+that TCP's connection tracking finds invalid would not be translated back and would reach a client under the
+endpoint's address, which answers with a reset: it is dropped (kubernetes issue 74839).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+from typing import Literal
+
+from agent.cluster.model import Family
+from agent.compile.links import outermost
+from agent.compile.names import DEVICE_PREFIX, LINK_PREFIX, SERVICES_TABLE
+from agent.compile.peers import ADDRESS_TYPES, FAMILIES
+from agent.nft.model import (
+    DROP,
+    RETURN,
+    Address,
+    Assign,
+    Chain,
+    Concat,
+    Counter,
+    Ct,
+    CtState,
+    Element,
+    Expression,
+    Fib,
+    FibType,
+    Hook,
+    Item,
+    Lookup,
+    Match,
+    Meta,
+    Named,
+    Nat,
+    Network,
+    NfProto,
+    Numgen,
+    Owner,
+    Payload,
+    Proto,
+    Range,
+    Reject,
+    Rule,
+    Set,
+    SetName,
+    Statement,
+    Table,
+    Update,
+    Verdict,
+    VerdictMap,
+    Wildcard,
+)
+
+STATIC: Owner = ("services",)
+NODE_ADDRESSES: Owner = ("node-addresses",)
+
+DESTINATION_NAT = -100
+BEFORE_SOURCE_NAT = 99
+FILTER = 0
+
+MAGIC = 0x5000_0000
+OWN_MARKS = Range(MAGIC, MAGIC | 0x0FFF_FFFF)
+NOWHERE = MAGIC  # the list to which nothing is led: it drops
+REFUSE, DROP_ALL, STICKY = 0, 0x7FFF_FFFF, 0x8000_0000
+COUNT_BITS = 14
+MOST_STICKY = (1 << COUNT_BITS) - 1
+MOST_CLIENTS = 1 << 17  # remembered by `sticky`, of one family; later ones get any endpoint each time
+
+_OWN_ALONE: dict[int, tuple[Network, ...]] = {
+    4: (IPv4Network("127.0.0.0/8"),),
+    6: (IPv6Network("::1/128"), IPv6Network("fe80::/10")),
+}
+_TRANSPORTS = frozenset({Proto.TCP, Proto.UDP, Proto.SCTP})
+_IP: dict[int, Literal["ip", "ip6"]] = {4: "ip", 6: "ip6"}
+_MARK, _CT_MARK = Meta("mark"), Ct("mark")
+_PORT = ("inet_proto", "inet_service")
+_TO = (Meta("l4proto"), Payload("th", "dport"))
+
+
+def _names(name: str) -> dict[int, SetName]:
+    return {family: SetName(SERVICES_TABLE, f"{name}{family}") for family in FAMILIES}
+
+
+FRONTENDS, OUTSIDE = _names("frontends"), _names("outside")
+NODE_PORTS, OUTSIDE_NODE_PORTS = _names("node_ports"), _names("outside_node_ports")
+BALANCE, BALANCERS, BACKENDS = _names("balance"), _names("balancers"), _names("backends")
+STICKY_CLIENTS, STUCK = _names("sticky"), _names("stuck")
+NUMBERS, STUCK_TO = _names("numbers"), _names("stuck_to")
+RANGED, ADMITTED = _names("ranged"), _names("admitted")
+CLUSTER_IPS, NODES, POD_CIDRS = _names("cluster_ips"), _names("nodes"), _names("pod_cidrs")
+NODE_PORT_ADDRESSES = _names("node_port_addresses")
+HOST_PORTS, HOST_PORTS_AT = _names("host_ports"), _names("host_ports_at")
+LOCAL_NODE_PORTS = SetName(SERVICES_TABLE, "local_node_ports")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Balancer:
+    """How an endpoint of a list is picked: any of `count`, with `timeout` (seconds) a client's own."""
+
+    count: int
+    timeout: int = 0
+
+    @property
+    def mark(self) -> int:
+        """What stands for it in the map `balance`."""
+        return STICKY | self.timeout << COUNT_BITS | self.count if self.timeout else self.count
+
+    def chain(self, family: Family) -> str:
+        """The chain that picks."""
+        if self.timeout:
+            return f"sticky_of_{self.count}_for_{self.timeout}s_ipv{family}"
+        return f"any_of_{self.count}_ipv{family}"
+
+    def owner(self, family: Family) -> Owner:
+        """Who owns the chain."""
+        return ("balancer", str(family), str(self.count), str(self.timeout))
+
+
+def balancer_of(owner: Owner) -> tuple[Balancer, Family]:
+    """What an owner ("balancer", ...) stands for."""
+    _, family, count, timeout = owner
+    return Balancer(int(count), int(timeout)), 4 if family == "4" else 6
+
+
+def static(services: bool, node_port_addresses: tuple[Network, ...] = ()) -> tuple[Item, ...]:
+    """The table, its maps and chains; without `services` only what ports of the node for Pods need."""
+    items: list[Item] = [Table(*SERVICES_TABLE), *_host_port_sets()]
+    if not services:
+        return (*items, *_host_port_chains())
+    return (
+        *items,
+        *_sets(),
+        *_node_port_addresses(node_port_addresses),
+        *_chains(limited=bool(node_port_addresses)),
+        *_fixed_balancers(),
+    )
+
+
+def balancer(of: Balancer, family: Family) -> Iterator[Item]:
+    """The chain that picks an endpoint, and what leads to it."""
+    yield Element(BALANCERS[family], of.mark, Verdict("goto", of.chain(family)))
+    rules = _pick_sticky(of, family) if of.timeout else _pick(of, family)
+    yield Chain(SERVICES_TABLE, of.chain(family), tuple(rules))
+
+
+def own_address(addresses: dict[int, Address]) -> Chain:
+    """The chain that gives what leaves for another node's endpoint this node's address."""
+    random = frozenset({"fully-random"})
+    known = [
+        Rule((Nat("snat", _IP[family], addresses[family], flags=random),)) for family in sorted(addresses)
+    ]
+    unknown = [Rule((Nat("masquerade", flags=random),))] if len(addresses) < len(FAMILIES) else []
+    return Chain(SERVICES_TABLE, "own_address", (*known, *unknown))
+
+
+# Sets and maps
+
+
+def _sets() -> Iterator[Set]:
+    for family, kind in ADDRESS_TYPES.items():
+        at = (kind, *_PORT)
+        yield _set(FRONTENDS[family], at, "mark")
+        yield _set(OUTSIDE[family], at, "mark")
+        yield _set(NODE_PORTS[family], _PORT, "mark")
+        yield _set(OUTSIDE_NODE_PORTS[family], _PORT, "mark")
+        yield _set(BALANCE[family], ("mark",), "mark")
+        yield _set(BALANCERS[family], ("mark",), "verdict")
+        yield _set(BACKENDS[family], ("mark", "integer"), kind, "inet_service")
+        yield Set(
+            SERVICES_TABLE,
+            STICKY_CLIENTS[family].name,
+            (kind, "mark"),
+            ("mark",),
+            flags=frozenset({"dynamic", "timeout"}),
+            size=MOST_CLIENTS,
+        )
+        yield _set(STUCK[family], ("mark", "mark"))
+        yield _set(NUMBERS[family], ("mark", "integer"), "mark")
+        yield _set(STUCK_TO[family], ("mark",), kind, "inet_service")
+        yield _set(RANGED[family], at)
+        yield _ranges(ADMITTED[family], (*at, kind))
+        yield _set(CLUSTER_IPS[family], (kind,))
+        yield _set(NODES[family], (kind,))
+        yield _ranges(POD_CIDRS[family], (kind,))
+    yield _set(LOCAL_NODE_PORTS, _PORT)
+
+
+def _host_port_sets() -> Iterator[Set]:
+    for family, kind in ADDRESS_TYPES.items():
+        yield _set(HOST_PORTS[family], _PORT, kind, "inet_service")
+        yield _set(HOST_PORTS_AT[family], (kind, *_PORT), kind, "inet_service")
+
+
+def _set(name: SetName, key: tuple[str, ...], *data: str) -> Set:
+    return Set(name.table, name.name, key, data)
+
+
+def _ranges(name: SetName, key: tuple[str, ...]) -> Set:
+    return Set(name.table, name.name, key, flags=frozenset({"interval"}))
+
+
+def _node_port_addresses(networks: tuple[Network, ...]) -> Iterator[Item]:
+    """None given: every own address. Some given: no other one, of either family."""
+    for family, kind in ADDRESS_TYPES.items() if networks else ():
+        yield _ranges(NODE_PORT_ADDRESSES[family], (kind,))
+    for network in outermost(networks):
+        yield Element(NODE_PORT_ADDRESSES[network.version], network)
+
+
+# Chains
+
+
+def _chains(limited: bool) -> Iterator[Chain]:
+    """`limited`: NodePorts are served on some of the node's addresses only."""
+    yield _hooked("services_prerouting", "nat", "prerouting", DESTINATION_NAT, _by_family("prerouting"))
+    yield _hooked("services_output", "nat", "output", DESTINATION_NAT, _by_family("output"))
+    for family in FAMILIES:
+        where = _node_port_address(family, limited)
+        yield _chain(f"prerouting_ipv{family}", _prerouting(family))
+        yield _chain(f"output_ipv{family}", (_not_admitted(family), _to(f"from_here_ipv{family}")))
+        yield _chain(f"from_outside_ipv{family}", _from_outside(family, where))
+        yield _chain(f"from_here_ipv{family}", _from_here(family, where))
+        yield _chain(f"to_service_ipv{family}", _to_service(family))
+        yield _chain(f"to_node_ipv{family}", (*_to_node_port(family, where), *_to_host_port(family)))
+        yield _chain(f"balance_ipv{family}", _balance(family))
+    yield _chain("refuse", _refuse())
+    yield _chain("drop_all", (Rule((Assign(_MARK, 0), Counter(), DROP)),))
+    yield _hooked(
+        "services_postrouting",
+        "nat",
+        "postrouting",
+        BEFORE_SOURCE_NAT,
+        (Rule((Match(_CT_MARK, "==", OWN_MARKS), Verdict("goto", "leaving"))),),
+    )
+    yield _hooked(
+        "services_input",
+        "nat",
+        "input",
+        BEFORE_SOURCE_NAT,
+        (Rule((Match(_CT_MARK, "==", OWN_MARKS), Assign(_CT_MARK, 0))),),
+    )
+    yield _chain("leaving", _leaving())
+    yield from _invalid()
+
+
+def _host_port_chains() -> Iterator[Chain]:
+    yield _hooked("services_prerouting", "nat", "prerouting", DESTINATION_NAT, _by_family("to_service"))
+    yield _hooked("services_output", "nat", "output", DESTINATION_NAT, _by_family("to_service"))
+    for family in FAMILIES:
+        yield _chain(f"to_service_ipv{family}", (_own_address(family),))
+        yield _chain(f"to_node_ipv{family}", _to_host_port(family))
+
+
+def _fixed_balancers() -> Iterator[Element]:
+    for family in FAMILIES:
+        yield Element(BALANCERS[family], REFUSE, Verdict("goto", "refuse"))
+        yield Element(BALANCERS[family], DROP_ALL, Verdict("goto", "drop_all"))
+        yield Element(BALANCE[family], NOWHERE, DROP_ALL)
+
+
+def _by_family(name: str) -> tuple[Rule, Rule]:
+    v4 = Match(Meta("nfproto"), "==", NfProto.IPV4)
+    return Rule((v4, Verdict("goto", f"{name}_ipv4"))), Rule((Verdict("goto", f"{name}_ipv6"),))
+
+
+def _prerouting(family: Family) -> Iterator[Rule]:
+    yield _not_admitted(family)
+    yield _to(f"from_here_ipv{family}", *_on_pod_link("iifname"))
+    other_pod = Match(Payload(_IP[family], "saddr"), "==", Named(POD_CIDRS[family].name))
+    yield _to(f"to_service_ipv{family}", other_pod)
+    yield _to(f"from_outside_ipv{family}")
+
+
+def _not_admitted(family: Family) -> Rule:
+    """A sender that loadBalancerSourceRanges does not hold."""
+    ranged = Match(_address_and_port(family), "==", Named(RANGED[family].name))
+    parts = (*_address_and_port(family).parts, Payload(_IP[family], "saddr"))
+    other = Match(Concat(parts), "!=", Named(ADMITTED[family].name))
+    return Rule((ranged, other, Counter(), DROP), "not in loadBalancerSourceRanges")
+
+
+def _from_outside(family: Family, where: tuple[Match, ...]) -> Iterator[Rule]:
+    yield _found(family, OUTSIDE, _address_and_port(family))
+    yield _found(family, OUTSIDE_NODE_PORTS, Concat(_TO), *_to_own_address(family), *where)
+    yield _to(f"to_service_ipv{family}")
+
+
+def _from_here(family: Family, where: tuple[Match, ...]) -> Iterator[Rule]:
+    """NodePorts of other nodes are translated here already, so that policies see who really speaks.
+
+    Not with externalTrafficPolicy Local: that node's own endpoints are asked for.
+    """
+    other_node = Match(Payload(_IP[family], "daddr"), "==", Named(NODES[family].name))
+    only_there = Match(Concat(_TO), "!=", Named(LOCAL_NODE_PORTS.name))
+    yield _found(family, NODE_PORTS, Concat(_TO), other_node, *where, only_there)
+    yield _to(f"to_service_ipv{family}")
+
+
+def _to_service(family: Family) -> Iterator[Rule]:
+    yield _found(family, FRONTENDS, _address_and_port(family))
+    yield _own_address(family)
+    unused = Match(Payload(_IP[family], "daddr"), "==", Named(CLUSTER_IPS[family].name))
+    yield Rule((unused, Verdict("goto", "refuse")), "a port that no Service has")
+
+
+def _own_address(family: Family) -> Rule:
+    return _to(f"to_node_ipv{family}", *_to_own_address(family))
+
+
+def _to_own_address(family: Family) -> Iterator[Match]:
+    """An address of this node that others can send to as well."""
+    target = Payload(_IP[family], "daddr")
+    yield Match(Fib(("daddr",), "type"), "==", FibType.LOCAL)
+    for network in _OWN_ALONE[family]:
+        yield Match(target, "!=", network)
+
+
+def _to_node_port(family: Family, where: tuple[Match, ...]) -> Iterator[Rule]:
+    yield _found(family, NODE_PORTS, Concat(_TO), *where)
+
+
+def _to_host_port(family: Family) -> Iterator[Rule]:
+    for found in (
+        Lookup(_address_and_port(family), Named(HOST_PORTS_AT[family].name)),
+        Lookup(Concat(_TO), Named(HOST_PORTS[family].name)),
+    ):
+        yield Rule((Match(Meta("l4proto"), "==", _TRANSPORTS), Nat("dnat", _IP[family], found)))
+
+
+def _balance(family: Family) -> Iterator[Rule]:
+    how = Lookup(_CT_MARK, Named(BALANCE[family].name))
+    yield Rule((Assign(_MARK, how), VerdictMap(_MARK, Named(BALANCERS[family].name))))
+
+
+def _pick(of: Balancer, family: Family) -> Iterator[Rule]:
+    place = Concat((_CT_MARK, Numgen("random", of.count)))
+    yield Rule((Assign(_MARK, 0), *_translate(family, place, BACKENDS)))
+
+
+def _pick_sticky(of: Balancer, family: Family) -> Iterator[Rule]:
+    client = Concat((Payload(_IP[family], "saddr"), _CT_MARK))
+    remember = Update("update", STICKY_CLIENTS[family].name, client, _MARK, of.timeout)
+    there = (Assign(_CT_MARK, _MARK), Assign(_MARK, 0), *_translate(family, _CT_MARK, STUCK_TO))
+    before = Assign(_MARK, Lookup(client, Named(STICKY_CLIENTS[family].name)))
+    serves = Match(Concat((_CT_MARK, _MARK)), "==", Named(STUCK[family].name))
+    yield Rule((before, serves, remember, *there), "the same as before")
+    # An update would leave the number of an endpoint that is gone: the kernel refreshes the time alone.
+    forget = Update("delete", STICKY_CLIENTS[family].name, client, _MARK)
+    place = Concat((_CT_MARK, Numgen("random", of.count)))
+    any_of = Assign(_MARK, Lookup(place, Named(NUMBERS[family].name)))
+    yield Rule((any_of, forget, remember, *there), "the first time, or another one")
+    yield Rule((any_of, *there), "too many clients to remember")
+
+
+def _translate(family: Family, key: Expression, to: dict[int, SetName]) -> tuple[Statement, Statement]:
+    # nft wants to know that there are ports before it translates one.
+    ports = Match(Meta("l4proto"), "==", _TRANSPORTS)
+    return ports, Nat("dnat", _IP[family], Lookup(key, Named(to[family].name)))
+
+
+def _refuse() -> Iterator[Rule]:
+    yield Rule((Assign(_MARK, 0), Counter()))
+    yield Rule((Match(Meta("l4proto"), "==", Proto.TCP), Reject("tcp reset", "")))
+    yield Rule((Reject(),))
+
+
+def _leaving() -> Iterator[Rule]:
+    yield Rule((Assign(_CT_MARK, 0),))
+    yield Rule((*_on_pod_link("iifname"), RETURN), "from a Pod of this node")
+    yield Rule((*_on_pod_link("oifname"), RETURN), "to a Pod of this node")
+    yield Rule((Match(Fib(("saddr",), "type"), "==", FibType.LOCAL), RETURN), "from the node itself")
+    yield _to("own_address")
+
+
+def _invalid() -> Iterator[Chain]:
+    invalid = (Match(Ct("state"), "in", CtState.INVALID), Match(Meta("l4proto"), "==", Proto.TCP))
+    jump = Rule((*invalid, Verdict("jump", "invalid")))
+    yield _hooked("services_forward", "filter", "forward", FILTER, (jump,))
+    yield _chain(
+        "invalid",
+        (Rule((*_on_pod_link(interface), Counter(), DROP)) for interface in ("iifname", "oifname")),
+    )
+    from_pods = (
+        Rule(
+            (
+                *invalid,
+                Match(Payload(_IP[family], "saddr"), "==", Named(POD_CIDRS[family].name)),
+                Counter(),
+                DROP,
+            )
+        )
+        for family in FAMILIES
+    )
+    yield _hooked("services_invalid", "filter", "input", FILTER, tuple(from_pods))
+
+
+# Parts of rules
+
+
+def _found(family: Family, where: dict[int, SetName], key: Concat, *conditions: Match) -> Rule:
+    found = Assign(_CT_MARK, Lookup(key, Named(where[family].name)))
+    return Rule((*conditions, found, Verdict("goto", f"balance_ipv{family}")))
+
+
+def _address_and_port(family: Family) -> Concat:
+    return Concat((Payload(_IP[family], "daddr"), *_TO))
+
+
+def _node_port_address(family: Family, limited: bool) -> tuple[Match, ...]:
+    target = Payload(_IP[family], "daddr")
+    return (Match(target, "==", Named(NODE_PORT_ADDRESSES[family].name)),) if limited else ()
+
+
+def _on_pod_link(interface: str) -> tuple[Match, Match]:
+    key = Meta(interface)
+    return Match(key, "==", Wildcard(LINK_PREFIX)), Match(key, "!=", Wildcard(DEVICE_PREFIX))
+
+
+def _to(chain: str, *conditions: Match) -> Rule:
+    return Rule((*conditions, Verdict("goto", chain)))
+
+
+def _chain(name: str, rules: Iterator[Rule] | tuple[Rule, ...]) -> Chain:
+    return Chain(SERVICES_TABLE, name, tuple(rules))
+
+
+def _hooked(
+    name: str,
+    kind: Literal["filter", "nat"],
+    hook: Literal["prerouting", "input", "forward", "output", "postrouting"],
+    priority: int,
+    rules: tuple[Rule, ...],
+) -> Chain:
+    return Chain(SERVICES_TABLE, name, rules, Hook(kind, hook, priority))

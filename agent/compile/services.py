@@ -1,0 +1,440 @@
+"""The Services as elements of nftables, compiled again only where a change can be felt.
+
+    changed objects --apply--> owners whose items may have changed
+    owner --items--> its items, from what is known now
+
+    owner                                 owns
+    ("services",)                         the table, its chains and maps
+    ("service", namespace, name)          the elements of a Service
+    ("balancer", family, count, timeout)  the chain that all lists of this length share
+    ("node-addresses",)                   what is known of nodes: own address, others' addresses, Pod ranges
+
+A change of a Service or of one of its slices costs that Service. It reaches others only where two claim one
+address and port (the oldest has it) and where numbers of names collide (`agent.compile.service_ids`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import inf
+from types import MappingProxyType
+from typing import NamedTuple, TypeAlias, cast
+
+from agent.cluster.model import EndpointSlice, Family, IPAddress, Node, Protocol, Service
+from agent.cluster.store import Changed
+from agent.compile import service as of_service
+from agent.compile import service_chains as chains
+from agent.compile.endpoints import Backend, Here, candidates, choose, has_hints, ready_here, unusable
+from agent.compile.links import outermost
+from agent.compile.names import comment
+from agent.compile.service import (
+    Backends,
+    Claim,
+    Frontend,
+    ListOf,
+    ServiceSettings,
+    endpoint_name,
+    list_name,
+    service_owner,
+)
+from agent.compile.service_chains import Balancer
+from agent.compile.service_ids import Name, Numbers
+from agent.nft.model import Element, Item, Owner
+
+ServiceKey: TypeAlias = tuple[str, str]
+
+ZONE_LABEL = "topology.kubernetes.io/zone"
+
+
+class ServiceName(NamedTuple):
+    """The Service behind a frontend, and which of its ports."""
+
+    namespace: str
+    name: str
+    port: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """A Service that is served, and what follows from it alone."""
+
+    service: Service
+    ways: tuple[Frontend, ...]
+    lists: tuple[ListOf, ...]
+
+    @property
+    def names(self) -> set[Name]:
+        return {list_name(self.service.key, port, reach) for port, _, reach in self.lists}
+
+
+class ServiceCompiler:
+    """Compiles the Services for one node; pure: it is fed, and asked what its owners own."""
+
+    def __init__(self, node_name: str, settings: ServiceSettings) -> None:
+        self._settings = settings
+        self._nodes = _Nodes(node_name)
+        self._served: dict[ServiceKey, _Served] = {}
+        self._slices: dict[ServiceKey, dict[ServiceKey, EndpointSlice]] = {}
+        self._backends: dict[ServiceKey, tuple[Backends, ...]] = {}
+        self._hinted: set[ServiceKey] = set()
+        self._claims = _Claims()
+        self._numbers = Numbers(chains.MAGIC)
+        self._endpoint_numbers = Numbers(chains.MAGIC)
+        self._balancers: Counter[tuple[Family, Balancer]] = Counter()
+        self._problems: dict[ServiceKey, tuple[str, ...]] = {}
+        self._health: dict[ServiceKey, tuple[int, int]] = {}
+
+    @property
+    def owners(self) -> frozenset[Owner]:
+        """Every owner that owns something; a full compile is `items` of each of them."""
+        if not self._settings.enabled:
+            return frozenset((chains.STATIC,))
+        services = (service_owner(*key) for key in self._served)
+        balancers = (balancer.owner(family) for family, balancer in self._balancers)
+        return frozenset((chains.STATIC, chains.NODE_ADDRESSES, *services, *balancers))
+
+    def apply(self, changes: Iterable[Changed]) -> frozenset[Owner]:
+        """Take changed objects; return the owners that have to be compiled again."""
+        if not self._settings.enabled:
+            return frozenset()
+        dirty: set[Owner] = set()
+        edited: set[ServiceKey] = set()  # those whose items differ for other reasons than endpoints
+        touched: set[ServiceKey] = set()  # those whose endpoints may be others
+        for change in changes:
+            if change.kind == "Service":
+                edited |= self._take_service(
+                    cast("ServiceKey", change.key), cast("Service | None", change.after)
+                )
+            elif change.kind == "EndpointSlice":
+                touched |= self._take_slice(change)
+            elif change.kind == "Node":
+                moved = self._nodes.take(cast("str", change.key), cast("Node | None", change.after))
+                dirty |= {chains.NODE_ADDRESSES} if moved.addresses else set()
+                touched |= self._hinted if moved.zone else set()
+        return frozenset(dirty | self._settle(edited, touched))
+
+    def items(self, owner: Owner) -> tuple[Item, ...]:
+        """What an owner owns now, nothing if it is gone; () for the owners of others."""
+        match owner:
+            case chains.STATIC:
+                return chains.static(self._settings.enabled, self._settings.node_port_addresses)
+            case chains.NODE_ADDRESSES if self._settings.enabled:
+                return tuple(self._nodes.items())
+            case ("service", namespace, name) if (namespace, name) in self._served:
+                return tuple(self._items((namespace, name)))
+            case ("balancer", _, _, _):
+                balancer, family = chains.balancer_of(owner)
+                if (family, balancer) in self._balancers:
+                    return tuple(chains.balancer(balancer, family))
+        return ()
+
+    def problems(self) -> Mapping[ServiceKey, tuple[str, ...]]:
+        """What of a Service is not served as it is written, in sentences that name the field."""
+        return MappingProxyType(self._problems)
+
+    def health_checks(self) -> Mapping[ServiceKey, tuple[int, int]]:
+        """The healthCheckNodePort of each Service that has one, and its number of ready endpoints here."""
+        return MappingProxyType(self._health)
+
+    def endpoints_of(
+        self, address: IPAddress, protocol: Protocol, port: int, node_port: bool = False
+    ) -> frozenset[Backend] | None:
+        """Where a flow to this address and port may have been led, None where no Service is.
+
+        With `node_port` the address is a node's, and only its family counts.
+        """
+        found = self._way(address, protocol, port, node_port)
+        if found is None:
+            return None
+        key, way = found
+        return frozenset(
+            backend
+            for each in self._backends[key]
+            if each.port == way.port and each.family == address.version
+            for backend in each.endpoints
+        )
+
+    def service_at(
+        self, address: IPAddress, protocol: Protocol, port: int, node_port: bool = False
+    ) -> ServiceName | None:
+        """The Service that has this address and port, or with `node_port` this NodePort."""
+        found = self._way(address, protocol, port, node_port)
+        return ServiceName(*found[0], found[1].port.name) if found else None
+
+    def _way(
+        self, address: IPAddress, protocol: Protocol, port: int, node_port: bool
+    ) -> tuple[ServiceKey, Frontend] | None:
+        claim = Claim(None if node_port else address, protocol, port)
+        key = self._claims.holder(claim)
+        if key is None:
+            return None
+        return key, next(way for way in self._served[key].ways if way.claim == claim)
+
+    # What comes
+
+    def _take_service(self, key: ServiceKey, service: Service | None) -> set[ServiceKey]:
+        """Take a Service; returns those whose items may differ: it, its rivals, those with other numbers."""
+        before, after = self._served.get(key), self._serve(service)
+        if after is not None:
+            self._served[key] = after
+        elif before is not None:
+            del self._served[key]
+        had, has = (each.names if each else set() for each in (before, after))
+        renumbered = set().union(
+            *(self._numbers.drop(name) for name in sorted(had - has)),
+            *(self._numbers.take(name) for name in sorted(has - had)),
+        )
+        wanted, wants = ([way.claim for way in each.ways] if each else [] for each in (before, after))
+        rivals = self._claims.move(key, _age(service), wanted, wants)
+        return {key} | rivals | {(name[0], name[1]) for name in renumbered}
+
+    def _serve(self, service: Service | None) -> _Served | None:
+        if service is None or not of_service.served(service):
+            return None
+        ways = tuple(of_service.frontends(service, self._settings))
+        return _Served(service, ways, of_service.lists(service, ways))
+
+    def _take_slice(self, change: Changed) -> set[ServiceKey]:
+        """Take a slice; returns the Services that have other slices now."""
+        touched: set[ServiceKey] = set()
+        key = cast("ServiceKey", change.key)
+        before, after = (cast("EndpointSlice | None", each) for each in (change.before, change.after))
+        if before is not None and (service := _service_of(before)) in self._slices:
+            self._slices[service].pop(key, None)
+            if not self._slices[service]:
+                del self._slices[service]
+            touched.add(service)
+        if after is not None and (service := _service_of(after)):
+            self._slices.setdefault(service, {})[key] = after
+            touched.add(service)
+        return touched
+
+    # What follows
+
+    def _settle(self, edited: set[ServiceKey], touched: set[ServiceKey]) -> set[Owner]:
+        dirty: set[Owner] = set()
+        for key in edited | touched:
+            before, after = self._backends.get(key, ()), self._choose(key)
+            if after != before:
+                self._backends[key] = after
+                dirty |= self._rebalance(before, after)
+                dirty |= {service_owner(name[0], name[1]) for name in self._renumber(key, before, after)}
+            elif key not in edited:
+                continue
+            dirty.add(service_owner(*key))
+            if not after:
+                self._backends.pop(key, None)
+        for key in edited | touched:
+            self._judge(key)
+        return dirty
+
+    def _choose(self, key: ServiceKey) -> tuple[Backends, ...]:
+        """The lists of a Service as they should be now."""
+        served, named = self._served.get(key), self._slices.get(key, {})
+        slices = [named[name] for name in sorted(named)]
+        self._hinted.discard(key)
+        if served is None:
+            return ()
+        if has_hints(slices):
+            self._hinted.add(key)
+        chosen = []
+        found = {
+            (port, family): candidates(slices, port, family)
+            for port, family in dict.fromkeys((port, family) for port, family, _ in served.lists)
+        }
+        for port, family, reach in served.lists:
+            endpoints = choose(found[port, family], reach, self._nodes.here)
+            how = of_service.balancer(served.service, len(endpoints))
+            chosen.append(Backends(port, family, reach, how, endpoints))
+        return tuple(chosen)
+
+    def _rebalance(self, before: tuple[Backends, ...], after: tuple[Backends, ...]) -> set[Owner]:
+        """Count who uses which way of picking; the owners of those that come or go."""
+        had, has = (
+            Counter((of.family, of.balancer) for of in each if of.endpoints) for each in (before, after)
+        )
+        dirty = set()
+        for used in has.keys() | had.keys():
+            family, balancer = used
+            count = self._balancers[used]
+            self._balancers[used] += has[used] - had[used]
+            if bool(count) != bool(self._balancers[used]):
+                dirty.add(balancer.owner(family))
+            if not self._balancers[used]:
+                del self._balancers[used]
+        return dirty
+
+    def _renumber(
+        self, key: ServiceKey, before: tuple[Backends, ...], after: tuple[Backends, ...]
+    ) -> set[Name]:
+        """Number the endpoints of sticky lists; those of others whose numbers changed thereby."""
+        had, has = (set(_sticky_names(key, each)) for each in (before, after))
+        return set().union(
+            *(self._endpoint_numbers.drop(name) for name in sorted(had - has)),
+            *(self._endpoint_numbers.take(name) for name in sorted(has - had)),
+        )
+
+    def _judge(self, key: ServiceKey) -> None:
+        """Say what is wrong with a Service, and how healthy it is on this node."""
+        served = self._served.get(key)
+        problems = tuple(self._wrong_with(key, served)) if served else ()
+        if problems:
+            self._problems[key] = problems
+        else:
+            self._problems.pop(key, None)
+        service = served.service if served else None
+        if service and service.health_check_node_port and service.external_traffic_policy == "Local":
+            ready = ready_here(self._slices.get(key, {}).values(), self._nodes.here)
+            self._health[key] = service.health_check_node_port, ready
+        else:
+            self._health.pop(key, None)
+
+    def _wrong_with(self, key: ServiceKey, served: _Served) -> Iterator[str]:
+        for kind, field, address in of_service.addresses(served.service):
+            if why := of_service.refused(kind, address, self._settings):
+                yield f"{field}: {address} {why}: it is not served"
+        for way in served.ways:
+            holder = self._claims.holder(way.claim)
+            if holder is not None and holder != key:
+                has = f"port {way.claim.port}/{way.claim.protocol}"
+                where = "NodePort" if way.claim.address is None else str(way.claim.address)
+                yield f"{way.field}: Service {'/'.join(holder)} is older and has {has} of {where}"
+        for backends in self._backends.get(key, ()):
+            if backends.balancer.count < len(backends.endpoints):
+                yield (
+                    f"spec.sessionAffinity: only the first {chains.MOST_STICKY} of "
+                    f"{len(backends.endpoints)} endpoints are used"
+                )
+
+    # What is owned
+
+    def _items(self, key: ServiceKey) -> Iterator[Item]:
+        served = self._served[key]
+        service = served.service
+        numbers = {name: self._numbers.of(name) for name in served.names}
+        filled: set[ListOf] = set()  # the lists that have endpoints
+        for of in self._backends[key]:
+            named = list_name(key, of.port, of.reach)
+            yield from of_service.backends(of, named, numbers[named], self._endpoint_numbers.of)
+            if of.endpoints:
+                filled.add((of.port, of.family, of.reach))
+        yield from of_service.cluster_addresses(service)
+        for way in served.ways:
+            if self._claims.holder(way.claim) == key:
+                yield from of_service.entrances(service, way, numbers, filled)
+
+
+class _Claims:
+    """Who wants which port of which address, and who has it: the oldest."""
+
+    def __init__(self) -> None:
+        self._wanted: dict[Claim, ServiceKey | set[ServiceKey]] = {}  # a set only where there are several
+        self._rank: dict[ServiceKey, tuple[float, ServiceKey]] = {}
+        self._of: dict[ServiceKey, set[Claim]] = {}
+
+    def holder(self, claim: Claim) -> ServiceKey | None:
+        wanted = self._wanted.get(claim)
+        return min(wanted, key=self._rank.__getitem__) if isinstance(wanted, set) else wanted
+
+    def move(
+        self, key: ServiceKey, age: float, before: Iterable[Claim], after: Iterable[Claim]
+    ) -> set[ServiceKey]:
+        """Let a Service want other claims than before; returns those that want one of either as well."""
+        rivals: set[ServiceKey] = set()
+        for claim in before:
+            rivals |= self._release(claim, key)
+        self._rank[key] = age, key
+        for claim in after:
+            rivals |= self._want(claim, key)
+        if not after:
+            del self._rank[key]
+        return rivals
+
+    def _want(self, claim: Claim, key: ServiceKey) -> set[ServiceKey]:
+        wanted = self._wanted.setdefault(claim, key)
+        if wanted == key:
+            return set()
+        others = wanted if isinstance(wanted, set) else {wanted}
+        self._wanted[claim] = others | {key}
+        return others
+
+    def _release(self, claim: Claim, key: ServiceKey) -> set[ServiceKey]:
+        wanted = self._wanted[claim]
+        if not isinstance(wanted, set):
+            del self._wanted[claim]
+            return set()
+        others = wanted - {key}
+        self._wanted[claim] = others if len(others) > 1 else next(iter(others))
+        return others
+
+
+class _Moved(NamedTuple):
+    """What a changed Node changes."""
+
+    addresses: bool
+    zone: bool
+
+
+class _Nodes:
+    """What is known of the nodes: where this one is, and whose addresses are whose."""
+
+    def __init__(self, own: str) -> None:
+        self._own = own
+        self._nodes: dict[str, Node] = {}
+
+    @property
+    def here(self) -> Here:
+        return Here(self._own, _zone(self._nodes.get(self._own)))
+
+    def take(self, name: str, node: Node | None) -> _Moved:
+        before = self._nodes.pop(name, None)
+        if node is not None:
+            self._nodes[name] = node
+        zone = name == self._own and _zone(before) != _zone(node)
+        return _Moved(_addresses(before) != _addresses(node), zone)
+
+    def items(self) -> Iterator[Item]:
+        own = self._nodes.get(self._own)
+        first = {address.version: address for address in reversed(own.internal_ips if own else ())}
+        yield chains.own_address({version: first[version] for version in sorted(first)})
+        yield from self._others(own)
+        ranges = {network for node in self._nodes.values() for network in node.pod_cidrs}
+        yield from (Element(chains.POD_CIDRS[network.version], network) for network in outermost(ranges))
+
+    def _others(self, own: Node | None) -> Iterator[Element]:
+        named = {
+            address: node.name
+            for node in sorted(self._nodes.values(), key=lambda each: each.name, reverse=True)
+            for address in (*node.internal_ips, *node.external_ips)
+            if not unusable(address)
+        }
+        mine = {*own.internal_ips, *own.external_ips} if own else set()
+        for address in named.keys() - mine:
+            yield Element(chains.NODES[address.version], address, comment=comment(named[address]))
+
+
+def _zone(node: Node | None) -> str:
+    return node.labels.get(ZONE_LABEL, "") if node else ""
+
+
+def _addresses(node: Node | None) -> tuple[object, ...]:
+    return (node.internal_ips, node.external_ips, node.pod_cidrs) if node else ()
+
+
+def _age(service: Service | None) -> float:
+    """When it was made, in seconds; one that does not say it is younger than all that do."""
+    return service.created.timestamp() if service and service.created else inf
+
+
+def _service_of(of: EndpointSlice) -> ServiceKey | None:
+    if not of.service or any(label in of.labels for label in of_service.SOMEBODY_ELSES):
+        return None
+    return of.namespace, of.service
+
+
+def _sticky_names(key: ServiceKey, lists: Iterable[Backends]) -> Iterator[Name]:
+    for of in lists:
+        for backend in of.endpoints[: of.balancer.count] if of.balancer.timeout else ():
+            yield endpoint_name(list_name(key, of.port, of.reach), backend)
