@@ -148,7 +148,7 @@ class Claim:
             self._renewed_at = self._sent_at
             self._held_until = self._sent_at + self._timing.duration_s - self._timing.margin_s
 
-    def lost_race(self, now: float) -> None:
+    def lost_race(self) -> None:
         """The write was refused, for the Lease is another by now: who writes it is to be seen."""
         self._known = False
 

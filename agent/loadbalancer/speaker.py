@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import ctypes
 import errno
+import fcntl
 import logging
 import socket
 import struct
@@ -32,6 +33,7 @@ ANNOUNCED_AT_S = (0.0, 0.5, 1.5, 3.5)
 
 _ARPHRD_ETHER = 1
 _SO_ATTACH_FILTER = 26
+_SIOCGIFFLAGS, _IFF_RUNNING = 0x8913, 0x40
 _SOL_PACKET, _PACKET_IGNORE_OUTGOING = 263, 23
 _MOST_AT_ONCE = 64  # frames read before others have their turn
 _FRAME = 256
@@ -174,6 +176,17 @@ class Speaker:
         """The link's address as it is now: a bond may change it."""
         mac: bytes = self._sockets[family].getsockname()[4]
         return mac
+
+
+def has_carrier(link: str) -> bool:
+    """Whether the link is up and has somebody at its other end; no for one that is gone."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asker:
+        request = struct.pack("@16sH22x", link.encode(), 0)
+        try:
+            flags = struct.unpack("@16sH22x", fcntl.ioctl(asker, _SIOCGIFFLAGS, request))[1]
+        except OSError:
+            return False
+    return bool(flags & _IFF_RUNNING)
 
 
 class _Groups:
