@@ -86,6 +86,25 @@ def depth(process: Path) -> int:
     return next(len(line.split()) for line in lines if line.startswith("NSpid:"))
 
 
+@contextlib.contextmanager
+def another_address(addresses: Sequence[str]) -> Iterator[None]:
+    """Give the outside machine more addresses, and let the nodes know the way back to them."""
+    own = {version: str(cluster.outside_address(version)) for version in (4, 6)}
+    via = {each: own[6 if ":" in each else 4] for each in addresses}
+    every_right = ["exec", "--privileged", cluster.OUTSIDE, "ip", "address"]
+    try:
+        for address in addresses:
+            cluster.docker(*every_right, "replace", address, "dev", "lo")
+            for name in cluster.nodes():
+                cluster.on_node(name, "ip", "route", "replace", address, "via", via[address])
+        yield
+    finally:
+        for address in addresses:
+            for name in cluster.nodes():
+                cluster.on_node(name, "ip", "-6" if ":" in address else "-4", "route", "flush", address)
+            cluster.docker(*every_right, "delete", address, "dev", "lo")
+
+
 class Stream:
     """Questions asked at a steady rate since the start, and their answers."""
 

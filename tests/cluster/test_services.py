@@ -129,28 +129,16 @@ def test_an_omitted_node_port_is_given_one(outside: Asker) -> None:
     assert names(answers) == {pod.name for pod in serving(app="on-nodes")}
 
 
-def on_outside(*words: str) -> str:
-    """Run a command on the outside machine with every right there."""
-    return cluster.docker("exec", "--privileged", cluster.OUTSIDE, *words)
-
-
 @pytest.fixture
 def legacy(outside: Asker) -> Iterator[str]:
     """Let the outside machine have the address that the Services without a selector name, and serve there."""
-    via = str(cluster.outside_address(4))
-    try:
-        on_outside("ip", "address", "replace", f"{LEGACY}/32", "dev", "lo")
+    with places.another_address([LEGACY]):
         words = ["/agnhost", "netexec", "--http-port=80", "--udp-port=-1"]
         cluster.docker("exec", "--detach", cluster.OUTSIDE, *words)
-        for node in cluster.nodes():
-            cluster.on_node(node, "ip", "route", "replace", f"{LEGACY}/32", "via", via)
-        wait_for("the server on port 80", lambda: outside.one(Question(LEGACY, 80)).body, limit=20)
-        yield outside.one(Question(LEGACY, 80)).body
-    finally:
-        for node in cluster.nodes():
-            cluster.on_node(node, "ip", "route", "flush", f"{LEGACY}/32")
-        on_outside("pkill", "-f", "http-port=80 ")
-        on_outside("ip", "address", "del", f"{LEGACY}/32", "dev", "lo")
+        try:
+            yield wait_for("the server on port 80", lambda: outside.one(Question(LEGACY, 80)).body, limit=20)
+        finally:
+            cluster.docker("exec", "--privileged", cluster.OUTSIDE, "pkill", "-f", "http-port=80 ")
 
 
 @pytest.mark.parametrize("service", ["legacy", "older-legacy"])
@@ -211,8 +199,10 @@ def test_services_are_in_a_pods_environment(pods: dict[str, Asker]) -> None:
 def test_kubectl_describes_a_service_and_its_endpoints() -> None:
     said = cluster.kubectl("-n", NAMESPACE, "describe", "service", "my-app")
     own = {str(each) for pod in serving(app="my-app") for each in pod.addresses}
-    shown = re.findall(r"(\S+):8080", next(line for line in said.splitlines() if "Endpoints:" in line))
-    assert shown and {each.strip("[]") for each in ",".join(shown).split(",")} <= own
+    line = next(line for line in said.splitlines() if line.startswith("Endpoints:"))
+    shown = {each.strip("[]") for each in re.findall(r"([^,\s]+):8080", line)}
+    assert shown
+    assert shown <= own
     assert kube.addresses(NAMESPACE, "my-app")[0] in said
     listed = json.loads(cluster.kubectl("-n", NAMESPACE, "get", "endpoints", "my-app", "-o", "json"))
     assert len(listed["subsets"][0]["addresses"]) == 3

@@ -1,0 +1,137 @@
+"""NetworkPolicy decides on the Pods' own addresses, whichever way a packet came: through a ClusterIP, the port
+of any node, a LoadBalancer address, from the Pod itself, from outside."""
+
+from collections.abc import Iterator
+from ipaddress import ip_address
+
+import pytest
+
+from tests.cluster import kube, places
+from tests.cluster.ask import Answer, Question
+from tests.cluster.cluster import Settings
+from tests.cluster.console import wait_for
+from tests.cluster.places import Asker
+
+NAMESPACE = "guarded"
+ADMITTED = ("203.0.113.10", "2001:db8:203::10")
+"""Addresses outside that the policy names."""
+CLUSTER_PORT, LOCAL_PORT = 30016, 30017
+SILENCE_S = 1.0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def guarded(real_cluster: Settings) -> Iterator[None]:
+    """Run the example."""
+    with kube.running((NAMESPACE,), *kube.example("services/policy.yaml", NAMESPACE)):
+        for service in ("api", "api-local"):
+            kube.balanced_addresses(NAMESPACE, service)
+        yield
+
+
+def ways(path: str = "/hostname") -> list[Question]:
+    """Return every way to the Pods of the Services, in both families."""
+    found = []
+    for service in ("api", "api-local"):
+        addresses = kube.addresses(NAMESPACE, service) + kube.balanced_addresses(NAMESPACE, service)
+        found += [Question(each, 80, path, limit=SILENCE_S) for each in addresses]
+    for port in (CLUSTER_PORT, LOCAL_PORT):
+        for node in kube.nodes():
+            found += [Question(str(each), port, path, limit=SILENCE_S) for each in node.addresses]
+    return found
+
+
+def wrong(asker: Asker, questions: list[Question], expected: object) -> list[str]:
+    """Ask each question some times and say what was not as expected: names of Pods, or an error."""
+    found = []
+    for question in questions:
+        for answer in asker.ask([question] * 6):
+            seen = answer.error or answer.body
+            if seen != expected and not (isinstance(expected, set) and answer.body in expected):
+                found.append(f"{asker.name} to {question.address}:{question.port}: {seen}")
+    return found
+
+
+def apis() -> set[str]:
+    """Return the guarded Pods."""
+    return {pod.name for pod in kube.pods(NAMESPACE, app="api")}
+
+
+def test_a_friend_is_admitted_by_every_way() -> None:
+    found = wrong(places.pod(NAMESPACE, "friend"), ways(), apis())
+    assert not found, "\n".join(found)
+
+
+def test_a_pod_reaches_itself_and_its_like_by_every_way() -> None:
+    for name in apis():
+        found = wrong(places.pod(NAMESPACE, name), ways(), apis())
+        assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("name", ["stranger", "prisoner"])
+def test_others_are_denied_by_every_way(name: str) -> None:
+    found = wrong(places.pod(NAMESPACE, name), ways(), "timeout")
+    assert not found, "\n".join(found)
+
+
+def test_a_friends_own_address_is_seen_by_every_way() -> None:
+    (friend,) = kube.pods(NAMESPACE, app="friend")
+    asker = places.pod(NAMESPACE, "friend")
+    for question, answer in zip(ways("/clientip"), asker.ask(ways("/clientip")), strict=True):
+        assert answer.body, (question, answer)
+        assert kube.client(answer.body) in friend.addresses, question
+
+
+@pytest.fixture
+def admitted(outside: Asker) -> Iterator[tuple[str, ...]]:
+    """Let the outside machine ask from addresses that the policy names."""
+    with places.another_address(ADMITTED):
+        yield ADMITTED
+
+
+def from_source(addresses: list[str], port: int, path: str) -> list[Question]:
+    """Return questions from an admitted address of the same family."""
+    source = {ip_address(each).version: each for each in ADMITTED}
+    return [
+        Question(each, port, path, source=source[ip_address(each).version], limit=SILENCE_S)
+        for each in addresses
+    ]
+
+
+def test_outside_is_admitted_by_its_own_address_with_policy_local(
+    outside: Asker, admitted: tuple[str, ...]
+) -> None:
+    """externalTrafficPolicy Local keeps the address; nodes without a Pod of it say nothing."""
+    with_pods = {pod.node for pod in kube.pods(NAMESPACE, app="api")}
+    balanced = kube.balanced_addresses(NAMESPACE, "api-local")
+
+    def served() -> bool:
+        return all(each.body for each in outside.ask(from_source(balanced, 80, "/clientip")))
+
+    wait_for("the LoadBalancer address of api-local", served, limit=20)
+    questions = from_source(balanced, 80, "/clientip")
+    for node in kube.nodes():
+        own = [str(each) for each in node.addresses]
+        if node.name in with_pods:
+            questions += from_source(own, LOCAL_PORT, "/clientip")
+        else:
+            assert errors(outside.ask(from_source(own, LOCAL_PORT, "/clientip"))) == {"timeout"}, node.name
+    for question, answer in zip(questions, outside.ask(questions), strict=True):
+        assert answer.body, (question, answer)
+        assert str(kube.client(answer.body)) == question.source
+
+
+def errors(answers: list[Answer]) -> set[str]:
+    """Return the errors, an empty one for an answer."""
+    return {each.error for each in answers}
+
+
+def test_outside_is_denied_by_another_address(outside: Asker) -> None:
+    addresses = kube.balanced_addresses(NAMESPACE, "api-local") + kube.balanced_addresses(NAMESPACE, "api")
+    questions = [Question(each, 80, limit=SILENCE_S) for each in addresses]
+    questions += [
+        Question(str(each), port, limit=SILENCE_S)
+        for node in kube.nodes()
+        for each in node.addresses
+        for port in (CLUSTER_PORT, LOCAL_PORT)
+    ]
+    assert errors(outside.ask(questions)) == {"timeout"}
