@@ -95,9 +95,10 @@ def port_is_taken(node: Node) -> Iterator[None]:
 def ledger_is_from_the_future(node: Node) -> Iterator[None]:
     path = node.agent.state_dir / "ledger.sqlite3"
     with closing(sqlite3.connect(path)) as connection:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
         connection.execute("PRAGMA user_version = 99")
         yield
-        connection.execute("PRAGMA user_version = 1")
+        connection.execute(f"PRAGMA user_version = {version}")
 
 
 def ledger_is_a_directory(node: Node) -> Iterator[None]:
