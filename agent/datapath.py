@@ -166,14 +166,6 @@ class Datapath:
         self.reconciler.mark(links.CLUSTER)
         await self.reconciler.loop()
 
-    async def repair(self) -> None:
-        """Undo foreign changes of podwall's tables until cancelled."""
-        async for foreign in self.kernel.changes():
-            metrics.REPAIRS.inc()
-            tables = ",".join(sorted(f"{table.family}/{table.name}" for table in foreign.tables))
-            log.warning("event=foreign-change tables=%s lost=%s", tables, foreign.lost)
-            self.resync()
-
     # Pods
 
     async def _know(self, attachment: Attachment) -> None:

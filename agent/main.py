@@ -1,6 +1,7 @@
 """The node agent: which parts there are, who feeds whom, and how it starts and ends.
 
     source --events--> store --changed--+--> rules   (reconciler) --> nftables
+                                        +--> Services (reconciler) --> nftables, health checks
                                         +--> routes  (reconciler) --> routing tables, the Pods' MTU
     CNI binary --socket--> attachments --+--> wiring, ledger
                                          +--> rules: ADD waits for its commit
@@ -23,12 +24,12 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
-from agent import calls, http, metrics, node
+from agent import calls, datapath, http, metrics, node, services
 from agent import log as logs
 from agent.cluster.errors import ApiError
 from agent.cluster.model import Event, Node
 from agent.config import Config, ConfigError, load
-from agent.datapath import KINDS, Datapath
+from agent.datapath import Datapath
 from agent.nft.kernel import NftError
 from agent.pods.attachments import Attachments
 from agent.pods.ledger import Ledger, LedgerError
@@ -39,6 +40,7 @@ from agent.reconcile import Reconciler
 from agent.reports import Reports
 from agent.routes.kernel import RouteError, RouteKernel
 from agent.routes.plan import Plan, plan_routes, pod_mtu
+from agent.services import Services
 from agent.sources import source_of
 
 ROUTES, NODE = "routes", "node"  # the only keys of their reconcilers
@@ -64,7 +66,7 @@ class Agent:
     def __init__(self, config: Config) -> None:
         """Raises LedgerError, OSError."""
         self.config = config
-        self.source = source_of(config, KINDS)
+        self.source = source_of(config, dict.fromkeys((*datapath.KINDS, *services.KINDS)))
         self.route_kernel = RouteKernel(config.sysctl_dir)
         self.wiring = Wiring(config.sysctl_dir)
         self.plan = Plan()
@@ -75,6 +77,14 @@ class Agent:
             self.route_kernel.local_addresses,
             self.reports,
             lambda: self._announcing.mark(NODE),
+        )
+        self.services = Services(
+            config,
+            self.datapath.store,
+            self.datapath.kernel,
+            local_addresses=self.route_kernel.local_addresses,
+            reports=self.reports,
+            committed=lambda: self._announcing.mark(NODE),
         )
         self.route_problems: tuple[str, ...] = ()
         self.sysctl_problems: tuple[node.SysctlProblem, ...] = ()
@@ -90,16 +100,20 @@ class Agent:
     # What attachments ask: rules of the datapath, and whether Pods can be reached at all
 
     async def attached(self, attachment: Attachment) -> None:
-        """Return when the Pod's rules are in force."""
+        """Return when the Pod's rules are in force, and then its ports of the node."""
         await self.datapath.attached(attachment)
+        await self.services.attached(attachment)
 
     async def detached(self, attachment: Attachment) -> None:
         """Return when no rule speaks of the Pod any more."""
+        await self.services.detached(attachment)
         await self.datapath.detached(attachment)
 
     def not_ready(self) -> str:
         """Why no Pod can be put on the network now; "" when one can."""
         if reason := self.datapath.not_ready():
+            return "; ".join([reason, *self.source.problems()])
+        if reason := self.services.not_ready():
             return "; ".join([reason, *self.source.problems()])
         if self.config.node_name not in self.datapath.store.snapshot.nodes:
             return f"there is no Node {self.config.node_name} in {self.config.cluster}: see node_name"
@@ -110,7 +124,13 @@ class Agent:
     def not_ready_all(self) -> list[str]:
         """Everything in the way of Pods, for /readyz and status."""
         reason = self.attachments.not_ready()
-        reconcilers = (self.datapath.reconciler, self._routes, self._announcing)
+        reconcilers = (
+            self.datapath.reconciler,
+            self.services.reconciler,
+            self.services.ended_flows,
+            self._routes,
+            self._announcing,
+        )
         errors = [f"{each.name}: {each.error}" for each in reconcilers if each.error]
         return [reason, *errors] if reason else errors
 
@@ -169,7 +189,9 @@ class Agent:
         work: asyncio.Task[None] | None = None
         try:
             await self.datapath.kernel.start()
-            self.datapath.adopt((await self.attachments.recover()).adopted)
+            adopted = (await self.attachments.recover()).adopted
+            self.datapath.adopt(adopted)
+            self.services.adopt(adopted)
             await server.start()
             log.info("event=started node=%s version=%s", self.config.node_name, version("podwall"))
             work = asyncio.create_task(self._work())
@@ -204,7 +226,8 @@ class Agent:
             tasks.create_task(self.source.run(self._take))
             tasks.create_task(self.reports.run())
             tasks.create_task(self.datapath.reconcile())
-            tasks.create_task(self.datapath.repair())
+            tasks.create_task(self.services.run())
+            tasks.create_task(self._repair_rules())
             tasks.create_task(self.datapath.denials.run())
             tasks.create_task(self.datapath.ended_flows.loop())
             tasks.create_task(self._routes.loop())
@@ -217,6 +240,7 @@ class Agent:
     def _take(self, event: Event) -> None:
         """Take one event of the cluster; mark what may have changed by it."""
         changed = self.datapath.take(event)
+        self.services.take(event, changed)
         if any(each.kind == "Node" for each in changed):
             self._routes.mark(ROUTES)
             self._announcing.mark(NODE)
@@ -231,12 +255,24 @@ class Agent:
         else:
             self.attachments.set_pod_cidrs(own.pod_cidrs)
 
+    async def _repair_rules(self) -> None:
+        """Undo foreign changes of podwall's tables."""
+        async for foreign in self.datapath.kernel.changes():
+            metrics.REPAIRS.inc()
+            tables = ",".join(sorted(f"{table.family}/{table.name}" for table in foreign.tables))
+            log.warning("event=foreign-change tables=%s lost=%s", tables, foreign.lost)
+            if foreign.lost or foreign.tables & datapath.TABLES:
+                self.datapath.resync()
+            if foreign.lost or foreign.tables & services.TABLES:
+                self.services.resync()
+
     async def _repair_routes(self) -> None:
         async for _ in self.route_kernel.changes():
             self._routes.mark(ROUTES)
 
     async def _resync(self) -> None:
         self.datapath.resync()
+        self.services.resync()
         self._routes.mark(ROUTES)
 
     async def _reap(self) -> None:
@@ -287,6 +323,7 @@ class Agent:
             "commits": self.datapath.rules.commits,
             "last_commit": self.datapath.rules.last_commit,
             "last_check": self.datapath.rules.last_check,
+            "services": self.services.status(),
         }
 
 

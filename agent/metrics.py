@@ -36,3 +36,17 @@ LOAD_BALANCER_ANSWERS = Counter(
 LOAD_BALANCER_RIVALS = Counter(
     "podwall_load_balancer_rivals_total", "Others on the link that claimed an address of this node"
 )
+SERVICES = Gauge("podwall_services", "Services of the cluster, when this node's agent serves them")
+SERVICE_FLOWS_ENDED = Counter(
+    "podwall_service_flows_ended_total", "UDP and SCTP flows ended because their endpoint or Service is gone"
+)
+SERVICES_SYNC_SECONDS = Histogram(
+    "kubeproxy_sync_proxy_rules_duration_seconds",
+    "Time to compile and commit changed Services and endpoints, under kube-proxy's name",
+    buckets=(0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1, 2, 4, 8, 16),
+)
+SERVICES_PROGRAMMING_SECONDS = Histogram(
+    "kubeproxy_network_programming_duration_seconds",
+    "Time from a change of Pods or Services, by the EndpointSlice, to its commit, under kube-proxy's name",
+    buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 45, 60, 90, 120, 180, 240, 300),
+)

@@ -2,7 +2,7 @@
 
     client --> 10.96.0.10:53 --> 10.244.1.7:5353     its endpoint is gone         end
     client --> 10.96.0.10:53 --> 10.244.1.8:5353     its endpoint serves          goes on
-    client --> 10.96.0.10:53     (no translation)    began before the Service     end, if that has endpoints now
+    client --> 10.96.0.10:53     (no translation)    began before the Service     end, if it has endpoints
     client --> 192.0.2.9:53  --> 10.244.1.7:5353     podwall's Service is gone    end
     client --> 192.0.2.9:53  --> 198.51.100.1:53     never was podwall's          goes on
 
@@ -22,13 +22,34 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Set
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple, TypeAlias
 
-from agent.cluster.model import IPAddress
+from agent.cluster.model import IPAddress, IPNetwork, Protocol
+from agent.compile import service_chains
 from agent.conntrack import GRACE_S, Ended, Endpoint, Flow, end_flows, list_flows
-from agent.nft.model import Proto
+from agent.nft.diff import Changes
+from agent.nft.model import Element, Key, Proto
+from agent.pods.model import Attachment
+from cni.spec import PortMapping
 
-PROTOCOLS = frozenset({Proto.UDP, Proto.SCTP})
+_NAMES: Mapping[int, Protocol] = {Proto.UDP: "UDP", Proto.SCTP: "SCTP"}
+PROTOCOLS = frozenset(_NAMES)
+DATAGRAMS = frozenset(_NAMES.values())
+"""The same, as Kubernetes names them."""
+
+_FRONTENDS = frozenset(
+    name
+    for names in (
+        service_chains.FRONTENDS,
+        service_chains.OUTSIDE,
+        service_chains.NODE_PORTS,
+        service_chains.OUTSIDE_NODE_PORTS,
+        service_chains.HOST_PORTS,
+        service_chains.HOST_PORTS_AT,
+    )
+    for name in names.values()
+)
 
 
 class Destination(NamedTuple):
@@ -45,6 +66,17 @@ class Target(NamedTuple):
     endpoints: frozenset[Endpoint]
     everyone: bool = True
 
+
+class Places(NamedTuple):
+    """Addresses of this node and of all Nodes, and the ranges where NodePorts are served (none: all)."""
+
+    local: Set[IPAddress]
+    nodes: Set[IPAddress]
+    node_ports: tuple[IPNetwork, ...] = ()
+
+
+EndpointsOf: TypeAlias = Callable[[IPAddress, Protocol, int, bool], "frozenset[tuple[IPAddress, int]] | None"]
+"""Where a flow to address, protocol and port (True: of a node) may lead; None when no Service is there."""
 
 Where: TypeAlias = Callable[[Destination], Target | None]
 """Where flows to this destination may lead now; None when it is no frontend."""
@@ -64,6 +96,71 @@ def must_end(flow: Flow, target: Target | None, was_frontend: bool) -> bool:
     if translated:
         return flow.destination not in target.endpoints
     return target.everyone and bool(target.endpoints)
+
+
+def target_of(
+    to: Destination, endpoints_of: EndpointsOf | None, host_ports: Iterable[Attachment], places: Places
+) -> Target | None:
+    """Where flows to a destination lead now; None when neither a Service nor a Pod's port is there.
+
+    Other nodes' NodePorts are translated here only for Pods of this node. Without `endpoints_of` there are
+    no Services.
+    """
+    if to.address is None:
+        return None
+    address, protocol = to.address, _NAMES[to.protocol]
+    found = endpoints_of(address, protocol, to.port, False) if endpoints_of else None
+    if found is not None:
+        return _target(found)
+    if address not in places.local and address not in places.nodes:
+        return None
+    if endpoints_of and _answers_node_ports(address, places.node_ports):
+        found = endpoints_of(address, protocol, to.port, True)
+    if address not in places.local:
+        return None if found is None else _target(found, everyone=False)
+    return _host_port(address, protocol, to.port, host_ports) if found is None else _target(found)
+
+
+def _target(endpoints: Iterable[tuple[IPAddress, int]], *, everyone: bool = True) -> Target:
+    return Target(frozenset(Endpoint(*each) for each in endpoints), everyone)
+
+
+def _answers_node_ports(address: IPAddress, ranges: tuple[IPNetwork, ...]) -> bool:
+    return any(address in each for each in ranges) if ranges else not address.is_loopback
+
+
+def _host_port(
+    address: IPAddress, protocol: Protocol, port: int, attachments: Iterable[Attachment]
+) -> Target | None:
+    for attachment in attachments:
+        for mapping in attachment.port_mappings:
+            if (mapping.host_port, mapping.protocol.upper()) == (port, protocol) and _is_at(mapping, address):
+                ends = (ip for ip in attachment.addresses if ip.version == address.version)
+                return _target((ip, mapping.container_port) for ip in ends)
+    return None
+
+
+def _is_at(mapping: PortMapping, address: IPAddress) -> bool:
+    at = ip_address(mapping.host_ip) if mapping.host_ip else None
+    if at is not None and not at.is_unspecified:
+        return at == address
+    return not address.is_loopback and (at is None or at.version == address.version)
+
+
+def removed_frontends(changes: Changes) -> frozenset[Destination]:
+    """The frontends of UDP and SCTP that a commit removed."""
+    before = (change.before for change in changes.values() if change.after is None)
+    removed = (_frontend(each.key) for each in before if isinstance(each, Element) and each.set in _FRONTENDS)
+    return frozenset(each for each in removed if each.protocol in PROTOCOLS)
+
+
+def _frontend(key: Key) -> Destination:
+    match key:
+        case (int() as protocol, int() as port):
+            return Destination(None, protocol, port)
+        case (IPv4Address() | IPv6Address() as address, int() as protocol, int() as port):
+            return Destination(address, protocol, port)
+    raise ValueError(f"{key} is no key of a map of frontends")
 
 
 async def end_stale(
