@@ -90,6 +90,13 @@ def container_ports(pod: Object) -> tuple[int, ...]:
     return tuple(dict.fromkeys(ports))
 
 
+def sctp_ports(pod: Object) -> tuple[int, ...]:
+    """Return the port numbers of a Pod's containers that say protocol SCTP."""
+    containers = pod["spec"].get("containers") or ()
+    said = [port for container in containers for port in container.get("ports") or ()]
+    return tuple(dict.fromkeys(port["containerPort"] for port in said if port.get("protocol") == "SCTP"))
+
+
 def must_restart(before: Object, after: Object) -> bool:
     """Whether a Pod has to be made anew to become another; labels alone change in place."""
     return bool(

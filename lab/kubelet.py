@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lab import netns, serving
-from lab.controllers import container_ports
+from lab.controllers import container_ports, sctp_ports
 from lab.manifests import ObjectDirectory
 from lab.names import Address, NodePlace, pod_netns
 from lab.objects import Object, key_of, timestamp
+from lab.probe import has_sctp
 from lab.processes import LabError
 from lab.runtime import PluginError, Runtime
 
@@ -34,7 +35,8 @@ class Kubelet:
         try:
             where, addresses = self._connect(pod, runtime)
             if ports := container_ports(pod):
-                serving.serve(_full_name(pod), where, ports)
+                sctp = sctp_ports(pod)
+                serving.serve(_full_name(pod), where, ports, sctp if sctp and has_sctp() else ())
         except Failure as error:
             self._cluster.write({**pod, "status": {"phase": "Pending", "message": str(error)}})
             raise

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lab.names import Address
-from lab.probe import CONNECTED, PROTOCOLS, Outcome, Probe
+from lab.probe import CONNECTED, PROTOCOLS, SCTP, Outcome, Probe
 
 GREEN, RED, YELLOW, DIM, BOLD, PLAIN = "\033[32m", "\033[1;31m", "\033[33m", "\033[2m", "\033[1m", "\033[0m"
 _NOTED = 20
@@ -22,13 +22,14 @@ _NOTED = 20
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A Pod, a node or the outside: where it is and what it answers on."""
+    """A Pod, a node or the outside: where it is and what it answers on; ports are TCP's and UDP's."""
 
     name: str
     netns: Path
     addresses: tuple[Address, ...]
     ports: tuple[int, ...] = ()
     where: str = ""
+    sctp_ports: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +115,17 @@ def trials(sources: Iterable[Host], targets: Sequence[Host], expected: Expectati
         families = {address.version for address in source.addresses}
         for target in targets:
             for address in target.addresses if target.name != source.name else ():
-                for port in target.ports if address.version in families else ():
-                    for protocol in PROTOCOLS:
-                        trial = Trial(source.name, target.name, address, port, protocol, source.netns)
-                        yield replace(trial, expected=expected(trial))
+                for port, protocol in _served(target) if address.version in families else ():
+                    trial = Trial(source.name, target.name, address, port, protocol, source.netns)
+                    yield replace(trial, expected=expected(trial))
+
+
+def _served(target: Host) -> Iterator[tuple[int, str]]:
+    for port in target.ports:
+        for protocol in PROTOCOLS:
+            yield port, protocol
+    for port in target.sctp_ports:
+        yield port, SCTP
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,8 +200,9 @@ def _mark(results: Sequence[Result], version: int, colour: bool) -> str:
 
 
 def _summary(results: Sequence[Result], seconds: float, colour: bool) -> Iterator[str]:
-    ports = sorted({result.trial.port for result in results})
-    yield f"4, 6: connected over IPv4, IPv6 on every port (TCP and UDP {', '.join(map(str, ports))})"
+    tried = sorted({(trial.protocol == SCTP, trial.port) for trial in (result.trial for result in results)})
+    ports = ", ".join(f"{SCTP} {port}" if sctp else str(port) for sctp, port in tried)
+    yield f"4, 6: connected over IPv4, IPv6 on every port (TCP and UDP {ports})"
     yield "   +: on some ports   -: on none   !: not as expected"
     took = f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
     bad = [result for result in results if not result.good]

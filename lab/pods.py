@@ -8,7 +8,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from lab import names, netns
-from lab.controllers import container_ports
+from lab.controllers import container_ports, sctp_ports
 from lab.names import Address
 from lab.objects import Object, key_of
 from lab.processes import LabError
@@ -27,6 +27,7 @@ class LabPod:
     netns: Path
     addresses: tuple[Address, ...]
     ports: tuple[int, ...]
+    sctp_ports: tuple[int, ...]
     host_network: bool
     host_link: str
     container_id: str
@@ -64,6 +65,7 @@ def read_pod(
         netns=netns.path(where),
         addresses=tuple(ip_address(entry["ip"]) for entry in status.get("podIPs", ())),
         ports=container_ports(item),
+        sctp_ports=sctp_ports(item),
         host_network=runtime is not None,
         host_link=box.host_link if box else "",
         container_id=box.container_id if box else "",

@@ -1,7 +1,7 @@
 """Who reaches whom: many connections at once, each opened inside its source's namespace.
 
-    connected     the handshake was done (TCP), and whoever answered told its name
-    refused       a TCP reset, or ICMP says that the port is closed
+    connected     the handshake was done (TCP, SCTP), and whoever answered told its name
+    refused       a TCP reset, an SCTP abort, or ICMP says that the port is closed
     unreachable   the kernel or ICMP says that there is no way
     silent        nothing came back
 
@@ -28,10 +28,14 @@ from lab.names import Address
 CONNECTED, REFUSED, UNREACHABLE, SILENT = "connected", "refused", "unreachable", "silent"
 
 TCP, UDP = PROTOCOLS = ("TCP", "UDP")
+"""What is served on every port; SCTP only where a Pod's port says so."""
+
+SCTP = "SCTP"
 QUIET = 1.25
 """Seconds without any answer after which the rest counts as silent.
 
-Enough for one lost packet: TCP and neighbour discovery both ask again after a second.
+Enough for one lost packet: TCP and neighbour discovery both ask again after a second. SCTP asks again after
+three seconds only (RFC 9260, RTO.Initial).
 """
 
 _RESEND = 0.35
@@ -79,6 +83,15 @@ def read_answer(outcome: Outcome) -> Answer | None:
         return None
     pod, client, client_port, reached, reached_port = words
     return Answer(pod, ip_address(client), int(client_port), ip_address(reached), int(reached_port))
+
+
+def has_sctp() -> bool:
+    """Whether this kernel has SCTP sockets; asking loads the kernel's module where there is one."""
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP).close()
+    except OSError:
+        return False
+    return True
 
 
 def run(probes: Sequence[Probe], quiet: float = QUIET) -> list[Outcome]:
@@ -139,7 +152,7 @@ class _Attempt:
 
     def give_up(self) -> None:
         if self.outcome is None:
-            verdict = CONNECTED if self.asked and self.probe.protocol == TCP else SILENT
+            verdict = CONNECTED if self.asked and self.probe.protocol != UDP else SILENT
             self.outcome = Outcome(verdict, self.answer.decode(errors="replace").strip())
 
     def _ask(self) -> None:
@@ -163,7 +176,7 @@ class _Attempt:
             self.outcome = Outcome(CONNECTED, self.answer.decode(errors="replace").strip())
 
     def _failed(self, error: OSError) -> None:
-        if self.asked and self.probe.protocol == TCP:
+        if self.asked and self.probe.protocol != UDP:
             self.outcome = Outcome(CONNECTED, self.answer.decode(errors="replace").strip(), str(error))
         else:
             verdict = REFUSED if error.errno in _REFUSED else UNREACHABLE
@@ -246,8 +259,12 @@ class _Batch:
 def _open_sockets(attempts: Iterable[_Attempt]) -> None:
     for attempt in attempts:
         family = socket.AF_INET if attempt.probe.address.version == 4 else socket.AF_INET6
-        kind = socket.SOCK_STREAM if attempt.probe.protocol == TCP else socket.SOCK_DGRAM
-        attempt.opened = socket.socket(family, kind | socket.SOCK_NONBLOCK)
+        kind = socket.SOCK_DGRAM if attempt.probe.protocol == UDP else socket.SOCK_STREAM
+        number = socket.IPPROTO_SCTP if attempt.probe.protocol == SCTP else 0
+        attempt.opened = socket.socket(family, kind | socket.SOCK_NONBLOCK, number)
+        if attempt.probe.protocol == SCTP and family == socket.AF_INET6:
+            # an association has all addresses of both ends, unless it is told to know one family
+            attempt.opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
 
 
 def _raise_descriptor_limit() -> int:

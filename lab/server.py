@@ -1,7 +1,7 @@
 """What the lab's Pods run: one process that listens inside every Pod's namespace and answers with the Pod's
 name.
 
-TCP: the first line that a client sends says what it wants.
+TCP and SCTP: the first line that a client sends says what it wants.
 
     name           the Pod's name and a line's end, then the connection closes; also after 0.3 s of silence
     peer           the client's address and port as the Pod sees them, likewise
@@ -14,8 +14,8 @@ UDP: `peer` and `all` are answered like that, anything else with the name; the a
 that was asked.
 
 The process is told what to serve over a Unix socket, a JSON object a line: {"serve": NAME, "netns": PATH,
-"ports": [...]} and {"stop": NAME}; it answers {"ok": true} or {"error": TEXT}. A Pod that stops closes its
-connections.
+"ports": [...], "sctp": [...]} and {"stop": NAME}; it answers {"ok": true} or {"error": TEXT}. A Pod that
+stops closes its connections.
 """
 
 from __future__ import annotations
@@ -57,9 +57,12 @@ class Pod:
         self._datagrams: list[socket.socket] = []
         self._clients: set[asyncio.Task[None]] = set()
 
-    async def start(self, where: Path, ports: Sequence[int]) -> None:
-        """Listen on each port, TCP and UDP, IPv4 and IPv6. Raises OSError when a port is taken."""
-        streams, self._datagrams = netns.run(where, _open_sockets, ports)
+    async def start(self, where: Path, ports: Sequence[int], sctp: Sequence[int]) -> None:
+        """Listen on each port, TCP and UDP, and on the others SCTP, IPv4 and IPv6.
+
+        Raises OSError when a port is taken.
+        """
+        streams, self._datagrams = netns.run(where, _open_sockets, ports, sctp)
         for listener in streams:
             self._servers.append(await asyncio.start_server(self._accept, sock=listener, limit=_LINE_LIMIT))
         for datagram in self._datagrams:
@@ -162,7 +165,7 @@ class Server:
             self._stop(name)
             pod = Pod(name)
             try:
-                await pod.start(Path(request["netns"]), request["ports"])
+                await pod.start(Path(request["netns"]), request["ports"], request.get("sctp", ()))
             except OSError as error:
                 pod.stop()
                 return {"error": f"{name} cannot listen: {error}"}
@@ -174,7 +177,9 @@ class Server:
             pod.stop()
 
 
-def _open_sockets(ports: Sequence[int]) -> tuple[list[socket.socket], list[socket.socket]]:
+def _open_sockets(
+    ports: Sequence[int], sctp: Sequence[int]
+) -> tuple[list[socket.socket], list[socket.socket]]:
     streams: list[socket.socket] = []
     datagrams: list[socket.socket] = []
     try:
@@ -183,6 +188,10 @@ def _open_sockets(ports: Sequence[int]) -> tuple[list[socket.socket], list[socke
                 streams.append(_bound(family, socket.SOCK_STREAM, port))
                 streams[-1].listen(_BACKLOG)
                 datagrams.append(_bound(family, socket.SOCK_DGRAM, port))
+        for port in sctp:
+            for family in (socket.AF_INET, socket.AF_INET6):
+                streams.append(_bound(family, socket.SOCK_STREAM, port, socket.IPPROTO_SCTP))
+                streams[-1].listen(_BACKLOG)
     except BaseException:
         for opened in (*streams, *datagrams):
             opened.close()
@@ -190,8 +199,10 @@ def _open_sockets(ports: Sequence[int]) -> tuple[list[socket.socket], list[socke
     return streams, datagrams
 
 
-def _bound(family: socket.AddressFamily, kind: socket.SocketKind, port: int) -> socket.socket:
-    opened = socket.socket(family, kind | socket.SOCK_NONBLOCK)
+def _bound(
+    family: socket.AddressFamily, kind: socket.SocketKind, port: int, protocol: int = 0
+) -> socket.socket:
+    opened = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
     try:
         if kind == socket.SOCK_STREAM:
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -30,9 +30,12 @@ def start(where: Path) -> None:
         raise processes.LabError(f"the lab's server ended: {LOG.read_text(errors='replace')[-2000:]}")
 
 
-def serve(name: str, where: Path, ports: Sequence[int]) -> None:
-    """Answer with a name on these ports of a namespace. Raises LabError when a port is taken."""
-    _ask({"serve": name, "netns": str(where), "ports": list(ports)})
+def serve(name: str, where: Path, ports: Sequence[int], sctp: Sequence[int] = ()) -> None:
+    """Answer with a name on these ports of a namespace, and on others over SCTP.
+
+    Raises LabError when a port is taken.
+    """
+    _ask({"serve": name, "netns": str(where), "ports": list(ports), "sctp": list(sctp)})
 
 
 def stop(name: str) -> None:

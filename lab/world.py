@@ -300,7 +300,7 @@ class Lab:
     def matrix(self, expected: Expectation = matrix.everything) -> Matrix:
         """Connect every running Pod and every node to every running Pod and the outside, on all ports."""
         running = [pod for pod in self.pods() if pod.addresses and pod.phase == "Running"]
-        pods = [Host(pod.full_name, pod.netns, pod.addresses, pod.ports, pod.node) for pod in running]
+        pods = [_host(pod) for pod in running]
         asked = [pod for pod in pods if pod.ports]
         only_asking = [pod for pod in pods if not pod.ports]
         nodes = [Host(place.name, netns.path(place.netns), place.addresses) for place in self.nodes]
@@ -428,6 +428,11 @@ def _find_plugin(progress: Progress) -> tuple[str, ...]:
         progress(f"the CNI plugin runs as python -m cni, since its binary cannot be built: {error}", 0.0)
         return (sys.executable, "-m", "cni")
     return (str(binary),)
+
+
+def _host(pod: LabPod) -> Host:
+    sctp = pod.sctp_ports if pod.sctp_ports and probe.has_sctp() else ()
+    return Host(pod.full_name, pod.netns, pod.addresses, pod.ports, pod.node, sctp)
 
 
 def _is_on(item: Object, node: str) -> bool:
