@@ -1,4 +1,4 @@
-"""NetworkPolicy decides on the Pods' own addresses, whichever way a packet came: through a ClusterIP, the port
+"""NetworkPolicy decides on the Pods' own addresses, whichever way a packet came: through a ClusterIP, a port
 of any node, a LoadBalancer address, from the Pod itself, from outside."""
 
 from collections.abc import Iterator
