@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Protocol
 
 from agent.cluster.client import ApiClient
 from agent.cluster.credentials import credential_source
-from agent.cluster.errors import NotFound
+from agent.cluster.errors import NotFound, Refused, Unreachable
 from agent.cluster.manifests import ManifestSource
-from agent.cluster.model import KINDS, Event, Kind, Pod
+from agent.cluster.model import KINDS, Event, IPAddress, Kind, Pod, Service
+from agent.cluster.values import object_name
 from agent.cluster.watch import ApiSource
 from agent.config import Config
+from agent.loadbalancer.leases import ApiLeases, FileLeases, Leases
 from agent.log import printable
 from agent.reports import Report
 
@@ -22,7 +25,9 @@ log = logging.getLogger(__name__)
 
 
 class Source(Protocol):
-    """What the agent needs of a cluster."""
+    """What the agent needs of a cluster; `leases` are those that all its nodes share."""
+
+    leases: Leases
 
     async def run(self, deliver: Callable[[Event], None]) -> None:
         """Deliver what there is and what becomes of it, until cancelled."""
@@ -39,6 +44,12 @@ class Source(Protocol):
     async def tell(self, report: Report) -> None:
         """Make a Kubernetes Event of an object's problem. Raises ApiError, Conflict when there is one."""
 
+    async def set_load_balancer(self, service: Service, addresses: Iterable[IPAddress]) -> None:
+        """Let the Service's status say that it is reached at these addresses, none for nowhere.
+
+        Raises ApiError, NotFound when the Service is gone.
+        """
+
     def close(self) -> None:
         """Let go of what is held open."""
 
@@ -47,6 +58,7 @@ class ApiServer:
     """A real cluster, by its API server."""
 
     def __init__(self, client: ApiClient, kinds: Iterable[Kind]) -> None:
+        self.leases: Leases = ApiLeases(client)
         self._client = client
         self._source = ApiSource(client, kinds)
 
@@ -93,16 +105,24 @@ class ApiServer:
             event=report.event_name,
         )
 
+    async def set_load_balancer(self, service: Service, addresses: Iterable[IPAddress]) -> None:
+        """Write the Service's status. Raises ApiError, NotFound when the Service is gone."""
+        change = {"status": {"loadBalancer": {"ingress": _ingress(addresses) or None}}}
+        await asyncio.to_thread(self._client.patch, "Service", service.key, change, "status")
+
     def close(self) -> None:
         """Close idle connections."""
+        self.leases.close()
         self._client.close()
 
 
 class Manifests:
-    """A directory of manifests; nobody there reads what the agent reports."""
+    """A directory of manifests, with Leases and statuses of Services in directories beside it."""
 
     def __init__(self, directory: Path) -> None:
-        self._source = ManifestSource(directory)
+        self.leases: Leases = FileLeases(directory.parent / "leases")
+        self._statuses = directory.parent / "status"
+        self._source = ManifestSource(directory, statuses=self._statuses)
         self._deliver: Callable[[Event], None] = lambda _: None
 
     async def run(self, deliver: Callable[[Event], None]) -> None:
@@ -127,8 +147,37 @@ class Manifests:
     async def tell(self, report: Report) -> None:
         """There is nothing that keeps Events; the log has it."""
 
+    async def set_load_balancer(self, service: Service, addresses: Iterable[IPAddress]) -> None:
+        """Write the Service's status into a file. Raises Unreachable, Refused for an unusable name."""
+        if not all(object_name(word) for word in service.key):
+            raise Refused(f"Service {'/'.join(service.key)}: no file can have its name")
+        namespace, name = service.key
+        status = {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"namespace": namespace, "name": name, "uid": service.uid},
+            "status": {"loadBalancer": {"ingress": _ingress(addresses)}},
+        }
+        file = self._statuses / f"service_{namespace}_{name}.json"
+        try:
+            await asyncio.to_thread(_replace, file, json.dumps(status, indent=1))
+        except OSError as error:
+            raise Unreachable(f"{file} cannot be written: {error.strerror}") from error
+
     def close(self) -> None:
         """Nothing is held open."""
+
+
+def _ingress(addresses: Iterable[IPAddress]) -> list[dict[str, str]]:
+    return [{"ip": str(ip), "ipMode": "VIP"} for ip in addresses]
+
+
+def _replace(file: Path, text: str) -> None:
+    """Write a file that others read meanwhile."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    fresh = file.with_name(f".{file.name}")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(file)
 
 
 def source_of(config: Config, kinds: Iterable[Kind]) -> Source:

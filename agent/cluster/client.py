@@ -89,6 +89,10 @@ class ApiClient:
         self._idle: list[Connection] = []
         self._tls: tuple[Credentials, ssl.SSLContext | None] | None = None
 
+    def with_limits(self, connect_s: float, answer_s: float) -> ApiClient:
+        """Another client with the same credentials."""
+        return ApiClient(self._credentials, self._agent, connect_s, answer_s)
+
     def connection(self) -> Connection:
         """A new connection for the caller alone.  Raises Unauthorized when there are no credentials."""
         credentials = self._credentials.current()

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
+import msgspec
+
 from .decode import AnyKind, AnyObject
 from .documents import Document, ManifestError, Parsed, Place, parse
 from .mirror import mirrored
@@ -91,6 +93,8 @@ def merged(parts: Iterable[Parsed]) -> Manifests:
 class ManifestSource:
     """Events from the manifests of a directory, which may be edited meanwhile.
 
+    `statuses` is a directory in which agents say what the status of a Service is, as a Service with the same
+    uid and nothing but its status: it counts for status.loadBalancer instead of what the manifest says.
     `report` gets each error once, when it appears; without it they are logged.
     """
 
@@ -100,8 +104,10 @@ class ManifestSource:
         kinds: Iterable[Kind] = KINDS,
         report: Callable[[ManifestError], None] | None = None,
         poll_s: float = POLL_S,
+        statuses: Path | None = None,
     ) -> None:
         self.directory = directory
+        self._statuses = statuses
         self._kinds = tuple(kinds)
         self._report = report or _log
         self._poll_s = poll_s
@@ -131,7 +137,7 @@ class ManifestSource:
 
     def _looks_changed(self) -> bool:
         try:
-            found = {path: _signature(path) for path in _manifests_in(self.directory)}
+            found = {path: _signature(path) for path in self._paths()}
         except OSError:
             return False
         known = {path: file.signature for path, file in self._files.items()}
@@ -140,7 +146,7 @@ class ManifestSource:
     def _read(self) -> dict[tuple[Kind, Key], Object] | None:
         """The objects to be; None while the directory cannot be read, so that nothing is pruned for that."""
         try:
-            paths = _manifests_in(self.directory)
+            paths = self._paths()
         except OSError as error:
             self._tell([ManifestError(self.directory, f"cannot be read: {error.strerror}")])
             return None
@@ -148,10 +154,26 @@ class ManifestSource:
         self._files = {
             path: file for path in paths if (file := _File.read(path, self._files.get(path), errors))
         }
-        result = merged(file.good for file in self._files.values())
+        result = merged(file.good for path, file in self._files.items() if path.parent == self.directory)
         errors += [error for file in self._files.values() for error in file.errors]
         self._tell(errors + result.problems)
-        return {(kind_of(item), item.key): item for item in result.objects if kind_of(item) in self._kinds}
+        objects = {(kind_of(item), item.key): item for item in result.objects if kind_of(item) in self._kinds}
+        self._put_statuses(objects)
+        return objects
+
+    def _paths(self) -> list[Path]:
+        """The files that count. Raises OSError."""
+        statuses = self._statuses
+        found = _manifests_in(statuses) if statuses and statuses.is_dir() else []
+        return _manifests_in(self.directory) + found
+
+    def _put_statuses(self, objects: dict[tuple[Kind, Key], Object]) -> None:
+        for path, file in self._files.items():
+            for _, item in file.good.found if path.parent == self._statuses else ():
+                of = objects.get(("Service", item.key))
+                if isinstance(item, Service) and isinstance(of, Service) and of.uid == item.uid:
+                    now = msgspec.structs.replace(of, load_balancer=item.load_balancer)
+                    objects["Service", item.key] = now
 
     def _tell(self, errors: list[ManifestError]) -> None:
         for error in errors:

@@ -17,7 +17,6 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from agent.cluster.client import ApiClient, Lease
-from agent.cluster.credentials import CredentialSource
 from agent.cluster.errors import Conflict, NotFound, Unreachable
 
 NAMESPACE = "kube-system"
@@ -51,8 +50,8 @@ class Leases(Protocol):
 class ApiLeases:
     """Leases of the cluster, by a client and threads of their own: no slow call of others holds them up."""
 
-    def __init__(self, credentials: CredentialSource) -> None:
-        self._client = ApiClient(credentials, connect_s=ANSWER_S, answer_s=ANSWER_S)
+    def __init__(self, client: ApiClient) -> None:
+        self._client = client.with_limits(connect_s=ANSWER_S, answer_s=ANSWER_S)
         self._threads = ThreadPoolExecutor(_AT_ONCE, "podwall-leases")
 
     async def get(self, name: str) -> Lease | None:
