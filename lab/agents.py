@@ -11,10 +11,11 @@ import time
 from collections.abc import Iterable, Mapping
 
 from lab import netns, processes
+from lab.limits import SLOWNESS
 from lab.names import RUN, NodePlace
 from lab.runtime import PluginError, Runtime
 
-READY_LIMIT = 30.0
+READY_LIMIT = 30.0 * SLOWNESS
 HTTP_ADDRESS = "127.0.0.1:9619"
 _LAST_LINES = 20
 _POLL = 0.02

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from lab import netns
+from lab.limits import SLOWNESS
 
 _ETH_P_ALL = 0x0003
 _FRAME = 65536
@@ -51,7 +52,7 @@ class Capture:
 
     def wait(self, wanted: Callable[[bytes], bool], seconds: float = 2.0) -> bytes | None:
         """Return the first frame that is wanted, also one heard before; None when the time is over."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds * SLOWNESS
         seen = 0
         while True:
             for frame in self._frames[seen:]:

@@ -23,6 +23,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from lab import netns
+from lab.limits import SLOWNESS
 from lab.names import Address
 
 CONNECTED, REFUSED, UNREACHABLE, SILENT = "connected", "refused", "unreachable", "silent"
@@ -39,7 +40,7 @@ three seconds only (RFC 9260, RTO.Initial).
 """
 
 _RESEND = 0.35
-_WHOLE = 60.0
+_WHOLE = 60.0 * SLOWNESS
 _SPARE_DESCRIPTORS = 256
 _REFUSED = (errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE)
 
@@ -97,7 +98,7 @@ def has_sctp() -> bool:
 def run(probes: Sequence[Probe], quiet: float = QUIET) -> list[Outcome]:
     """Try all probes at once and return what became of each, in their order.
 
-    Takes as long as the connections, plus quiet seconds if any stays silent; 60 seconds at the most.
+    Takes as long as the connections, plus quiet seconds if any stays silent; a minute at the most.
     """
     room = _raise_descriptor_limit() - _SPARE_DESCRIPTORS
     outcomes: list[Outcome] = []

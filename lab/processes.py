@@ -16,6 +16,7 @@ from pathlib import Path
 
 import lab
 from lab import netns
+from lab.limits import SLOWNESS
 
 GRACE = 2.0
 """Seconds a process gets to end by SIGTERM."""
@@ -111,8 +112,9 @@ def alive(where: Path) -> int:
 
 
 def until(condition: Callable[[], bool], seconds: float, what: Callable[[], str]) -> None:
-    """Wait until a condition holds. Raises LabError with what() after so many seconds."""
-    deadline = time.monotonic() + seconds
+    """Wait until a condition holds. Raises LabError with what() after so many seconds, or more where all is
+    slow."""
+    deadline = time.monotonic() + seconds * SLOWNESS
     while not condition():
         if time.monotonic() >= deadline:
             raise LabError(what())

@@ -24,12 +24,13 @@ from typing import Any
 
 from cni.spec import TRY_AGAIN_LATER
 from lab import netns, processes
+from lab.limits import SLOWNESS
 from lab.names import Address, NodePlace
 from lab.objects import Object
 
 IFNAME = "eth0"
-CALL_LIMIT = 60.0
-RETRY_LIMIT = 15.0
+CALL_LIMIT = 60.0 * SLOWNESS
+RETRY_LIMIT = 15.0 * SLOWNESS
 _RETRY_PAUSE = 0.1
 
 _BANDWIDTH = {"kubernetes.io/ingress-bandwidth": "ingress", "kubernetes.io/egress-bandwidth": "egress"}

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from lab import processes
+from lab.limits import SLOWNESS
 from lab.names import RUN
 
 SOCKET = RUN / "server.sock"
 LOG = RUN / "server.log"
 _START_LIMIT = 10.0
-_ANSWER_LIMIT = 20.0
+_ANSWER_LIMIT = 20.0 * SLOWNESS
 
 
 def start(where: Path) -> None:
