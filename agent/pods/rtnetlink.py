@@ -34,6 +34,7 @@ REPLACE, EXCLUDE, CREATE = 0x100, 0x200, 0x400
 
 IFF_UP = 0x1
 NUD_PERMANENT = 0x80
+_RTN_LOCAL = 2
 SCOPE_GLOBAL, SCOPE_LINK = 0, 253
 TABLE_MAIN = 254
 NESTED = 0x8000
@@ -399,17 +400,32 @@ class Rtnetlink:
 
         That happens in the background; since Linux 6.8 at once when this is asked. Raises RtnetlinkError.
         """
+        answer = self._get(Request(RTM_GETLINK, 0, _IFINFO.pack(0, 0, index, 0, 0), "look at the link"))
+        return attributes(answer, _IFINFO.size).get(_IFLA_OPERSTATE) == _IF_OPER_UP
+
+    def is_own(self, address: IPAddress) -> bool:
+        """Whether packets to an address are taken in here, not forwarded. Raises RtnetlinkError.
+
+        An IPv6 address is so only some time after it was added: the kernel does that in the background.
+        """
+        body = _ROUTE.pack(family(address), address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
+        body += attribute(_RTA_DST, address.packed)
+        answer = self._get(Request(RTM_GETROUTE, 0, body, f"look up the route to {address}"))
+        kind: int = _ROUTE.unpack_from(answer)[7]
+        return kind == _RTN_LOCAL
+
+    def _get(self, request: Request) -> bytes:
+        """Ask for one thing and return the body of the answer. Raises RtnetlinkError."""
         self._sequence += 1
-        body = _IFINFO.pack(0, 0, index, 0, 0)
-        self._socket.send(_HEADER.pack(16 + len(body), RTM_GETLINK, REQUEST, self._sequence, 0) + body)
+        size = 16 + len(request.body)
+        self._socket.send(_HEADER.pack(size, request.kind, REQUEST, self._sequence, 0) + request.body)
         while True:
             for kind, flags, sequence, answer in self._receive():
                 if sequence != self._sequence:
                     continue
                 if kind == _NLMSG_ERROR:
-                    request = Request(RTM_GETLINK, 0, b"", "look at the link")
-                    raise _error(request, flags, answer) or RtnetlinkError(errno.EIO, "look at the link")
-                return attributes(answer, _IFINFO.size).get(_IFLA_OPERSTATE) == _IF_OPER_UP
+                    raise _error(request, flags, answer) or RtnetlinkError(errno.EIO, request.what)
+                return answer
 
     def links(self) -> list[Link]:
         """All devices of the namespace."""

@@ -31,6 +31,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -214,6 +215,7 @@ class Wiring:
                 *_pod_side(a, index),
             )
             _wait_until_operational(pod, index, a.ifname)
+            _wait_until_own(pod, a.addresses)
 
     def _limit(self, a: Attachment, host: int) -> None:
         assert a.bandwidth
@@ -355,11 +357,27 @@ class _Side:
 
 def _wait_until_operational(kernel: Rtnetlink, index: int, name: str) -> None:
     """A link that is up drops what it shall send until the kernel's link watch has seen its carrier."""
+    if not _within_limit(lambda: kernel.operational(index)):
+        raise WiringError(f"link {name} has no carrier after {OPERATIONAL_LIMIT_S:.0f} s")
+
+
+def _wait_until_own(kernel: Rtnetlink, addresses: Iterable[IPAddress]) -> None:
+    """An IPv6 address is not answered for until the kernel's own work has its network lock for once.
+
+    While links of other Pods are deleted that takes a while, and the answer to a first SYN would be dropped.
+    """
+    for address in addresses:
+        if address.version == 6 and not _within_limit(partial(kernel.is_own, address)):
+            raise WiringError(f"address {address} is not in use after {OPERATIONAL_LIMIT_S:.0f} s")
+
+
+def _within_limit(reached: Callable[[], bool]) -> bool:
     deadline = time.monotonic() + OPERATIONAL_LIMIT_S
-    while not kernel.operational(index):
+    while not reached():
         if time.monotonic() > deadline:
-            raise WiringError(f"link {name} has no carrier after {OPERATIONAL_LIMIT_S:.0f} s")
+            return False
         time.sleep(_OPERATIONAL_POLL_S)
+    return True
 
 
 def _listing(kernel: Rtnetlink, name: str) -> _Side:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from agent.pods.model import Attachment, identities
 from agent.pods.rtnetlink import PROTOCOL
 from agent.pods.wiring import RETIRED, Wiring, WiringError
 from cni.spec import AttachmentKey, Bandwidth
+from lab import netns
 from tests.agent.pods.world import Namespace, Namespaces, kernel_links, kernel_rows, run
 
 
@@ -128,6 +129,41 @@ def test_the_addresses_work_at_once(node: Namespace, namespaces: Namespaces) -> 
                 assert await asyncio.to_thread(transfer, pod, 10, False, address) < 0.5
 
     asyncio.run(main())
+
+
+def test_the_addresses_are_the_pods_at_once_while_other_links_go(
+    node: Namespace, namespaces: Namespaces, tmp_path: Path
+) -> None:
+    """The kernel makes an IPv6 address its own in the background, when nobody else holds its network lock."""
+    others = namespaces.new("others")
+    pods = [namespaces.new() for _ in range(20)]
+    links = tmp_path / "links"
+    links.write_text("link add name a type veth peer name b\nlink del dev a\n" * 2000)
+
+    async def story() -> list[str]:
+        missing = []
+        async with wiring() as made:
+            for number, pod in enumerate(pods, 1):
+                a = attachment(number)
+                await attach(made, a, pod)
+                if not is_local(pod, a.addresses[1]):
+                    missing.append(a.pod)
+        return missing
+
+    churn = subprocess.Popen(["ip", "-n", others.name, "-batch", str(links)])
+    try:
+        assert asyncio.run(story()) == []
+        assert churn.poll() is None, "the links were gone too early"
+    finally:
+        churn.kill()
+        churn.wait()
+
+
+def is_local(pod: Namespace, address: IPv4Address | IPv6Address) -> bool:
+    """Whether the Pod's kernel takes packets to this IPv6 address for itself (RTF_LOCAL)."""
+    table = netns.run(Path(pod.path), Path("/proc/thread-self/net/ipv6_route").read_text)
+    rows = [line.split() for line in table.splitlines()]
+    return any(row[0] == address.packed.hex() and int(row[8], 16) & 0x80000000 for row in rows)
 
 
 @pytest.mark.parametrize("version", [4, 6])
