@@ -9,12 +9,13 @@ from typing import Any
 
 from lab import manifests
 from lab.expectation import Expected
+from lab.limits import SLOWNESS
 from lab.matrix import Matrix
 from lab.objects import Object, check
 from lab.world import Lab
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "policies"
-LIMIT = 3.0
+LIMIT = 3.0 * SLOWNESS
 """Seconds until what was applied must be in force; agents look at the lab's files every 50 ms."""
 
 

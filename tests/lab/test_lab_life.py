@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lab import manifests, names, netns, processes, state
+from lab.limits import SLOWNESS
 from lab.world import Lab, LabError
 
 HELLO = Path(__file__).parents[2] / "examples" / "hello"
@@ -29,7 +30,7 @@ def podwall(*arguments: str | Path, expect: int = 0) -> subprocess.CompletedProc
         capture_output=True,
         text=True,
         env=processes.environment(os.environ),
-        timeout=60,
+        timeout=60 * SLOWNESS,
         check=False,
     )
     assert done.returncode == expect, done.stderr
@@ -106,7 +107,7 @@ def test_an_interrupted_up_leaves_nothing(number: signal.Signals, stage: str, tm
     process = begin_up(tmp_path / "log", stage)
     process.send_signal(number)
 
-    assert process.wait(20) in {130, 0}
+    assert process.wait(20 * SLOWNESS) in {130, 0}
     if process.returncode == 0:
         podwall("down")  # it was faster than the signal
     assert nobody_left()
@@ -116,7 +117,7 @@ def test_an_interrupted_up_leaves_nothing(number: signal.Signals, stage: str, tm
 def test_what_a_killed_up_left_is_removed(then: str, tmp_path: Path) -> None:
     process = begin_up(tmp_path / "log", "nodes")
     process.kill()
-    process.wait(10)
+    process.wait(10 * SLOWNESS)
     assert state.remains()
     assert "no lab is up" in podwall("pods", expect=1).stderr
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from lab.limits import SLOWNESS
 from lab.objects import Object, key_of
 from lab.processes import until
 from lab.world import Lab
@@ -32,7 +33,7 @@ STREAMS_EACH = 12
 """Streams of each keeper to each server in each family; with those of who is not cut, more than a hundred."""
 
 LINE_MS = 50
-LIMIT = 1.0
+LIMIT = 1.0 * SLOWNESS
 STEPS = 4
 """How often a change waits for a processor on its way: files, rules, kernel, flows."""
 
@@ -184,7 +185,7 @@ class Flows:
     def _open(self, lab: Lab, source: str, address: tuple[str, int], kind: int) -> None:
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         sock = lab.socket(source, family, kind)
-        sock.settimeout(5)
+        sock.settimeout(5 * SLOWNESS)
         sock.connect(address)
         if kind == socket.SOCK_STREAM:
             sock.sendall(f"stream {LINE_MS}\n".encode())
@@ -304,7 +305,7 @@ def test_a_late_answer_does_not_open_the_flow_again(lab: Lab) -> None:
             lab.socket("live/cut", family, socket.SOCK_DGRAM) as client,
         ):
             server.bind(("", 7000))
-            server.settimeout(2)
+            server.settimeout(2 * SLOWNESS)
             client.connect((str(lab.pod("live/server-1").address(version)), 7000))
             client.send(b"before")
             peer = server.recvfrom(100)[1]

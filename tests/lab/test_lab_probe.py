@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from lab import netns, probe, processes, server
+from lab.limits import SLOWNESS
 from lab.probe import CONNECTED, REFUSED, SILENT, TCP, UDP, UNREACHABLE, Outcome, Probe
 
 FOUR, SIX = ip_address("10.9.0.2"), ip_address("fd09::2")
@@ -33,7 +34,7 @@ class Serving:
 
     def ask(self, **request: object) -> dict[str, object]:
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(10)
+            connection.settimeout(10 * SLOWNESS)
             connection.connect(str(self.socket))
             connection.sendall(json.dumps(request).encode() + b"\n")
             with connection.makefile("rb") as answers:
@@ -46,13 +47,13 @@ def serving(tmp_path: Path) -> Iterator[Serving]:
     found = Serving(tmp_path)
     yield found
     found.process.send_signal(signal.SIGTERM)
-    assert found.process.wait(10) == 0
+    assert found.process.wait(10 * SLOWNESS) == 0
 
 
 def talk(where: Path, *lines: bytes, address: str = "10.9.0.2") -> socket.socket:
     """Connect from a namespace and say something."""
     connection = netns.run(where, socket.socket, socket.AF_INET)
-    connection.settimeout(5)
+    connection.settimeout(5 * SLOWNESS)
     connection.connect((address, 8080))
     connection.sendall(b"".join(lines))
     return connection
