@@ -2,6 +2,7 @@
 
     source --events--> store --changed--+--> rules   (reconciler) --> nftables
                                         +--> Services (reconciler) --> nftables, health checks
+                                        +--> LoadBalancer addresses --> statuses, ARP and NDP
                                         +--> routes  (reconciler) --> routing tables, the Pods' MTU
     CNI binary --socket--> attachments --+--> wiring, ledger
                                          +--> rules: ADD waits for its commit
@@ -30,6 +31,7 @@ from agent.cluster.errors import ApiError
 from agent.cluster.model import Event, Node
 from agent.config import Config, ConfigError, load
 from agent.datapath import Datapath
+from agent.loadbalancer.balancer import LoadBalancer
 from agent.nft.kernel import NftError
 from agent.pods.attachments import Attachments
 from agent.pods.ledger import Ledger, LedgerError
@@ -95,7 +97,13 @@ class Agent:
         self.attachments = Attachments(
             config, Ledger(config.state_dir / "ledger.sqlite3", boot_id()), self.wiring, self
         )
+        self.load_balancer = self._load_balancer()
         self._health = http.Health(self.not_ready_all)
+
+    def _load_balancer(self) -> LoadBalancer | None:
+        if not self.config.load_balancer_pools:
+            return None
+        return LoadBalancer(self.config, self.datapath.store, self.source, self.reports, self.not_ready)
 
     # What attachments ask: rules of the datapath, and whether Pods can be reached at all
 
@@ -152,6 +160,8 @@ class Agent:
             vxlan_port=config.vxlan_port,
         )
         await self._settle_sysctls(uplink.name, {cidr.version for cidr in own.pod_cidrs})
+        if self.load_balancer:
+            self.load_balancer.use_link(uplink.name, uplink.index)
         await self.datapath.guard(plan)
         changes = await self.route_kernel.sync(plan)
         self.plan = plan
@@ -197,6 +207,8 @@ class Agent:
             work = asyncio.create_task(self._work())
             await asyncio.shield(work)
         finally:
+            if self.load_balancer:
+                await self.load_balancer.close()
             # Requests under way end while rules are still committed: without them they would wait in vain.
             await server.stop()
             await self.attachments.close()
@@ -230,6 +242,8 @@ class Agent:
             tasks.create_task(self._repair_rules())
             tasks.create_task(self.datapath.denials.run())
             tasks.create_task(self.datapath.ended_flows.loop())
+            if self.load_balancer:
+                tasks.create_task(self.load_balancer.run())
             tasks.create_task(self._routes.loop())
             tasks.create_task(self._repair_routes())
             tasks.create_task(self._announcing.loop())
@@ -241,6 +255,8 @@ class Agent:
         """Take one event of the cluster; mark what may have changed by it."""
         changed = self.datapath.take(event)
         self.services.take(event, changed)
+        if self.load_balancer:
+            self.load_balancer.take(event, changed)
         if any(each.kind == "Node" for each in changed):
             self._routes.mark(ROUTES)
             self._announcing.mark(NODE)
@@ -324,6 +340,7 @@ class Agent:
             "last_commit": self.datapath.rules.last_commit,
             "last_check": self.datapath.rules.last_check,
             "services": self.services.status(),
+            "load_balancer": self.load_balancer.status() if self.load_balancer else None,
         }
 
 

@@ -40,7 +40,19 @@ def _lines(state: dict[str, Any]) -> Iterator[str]:
         yield f"  {each['cidr']}: {each['used']} of {each['size']} in use, {each['resting']} rest"
     for path in state["paths"]:
         yield f"  to {path['cidr']} on {path['node']}: {path['way']}"
+    yield from _load_balancer(state.get("load_balancer"))
     yield f"  commits: {state['commits']}, last {_ago(state['last_commit'])} ago"
+
+
+def _load_balancer(state: dict[str, Any] | None) -> Iterator[str]:
+    if state is None:
+        return
+    for pool in state["pools"]:
+        yield f"  pool {pool['name']}, IPv{pool['family']}: {pool['used']} of {pool['size']} in use"
+    if state["silent_because"]:
+        yield f"  answers for no LoadBalancer address: {state['silent_because']}"
+    elif state["announced"]:
+        yield f"  answers for {', '.join(state['announced'])}"
 
 
 def _ago(when: float | None) -> str:

@@ -85,6 +85,8 @@ class Candidate:
     async def resign(self, limit_s: float) -> None:
         """Let go, and return when the others know, or the time is over."""
         self.want(None)
+        if self._claim.next(self._clock()) == inf:
+            return
         with suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), limit_s)
 
