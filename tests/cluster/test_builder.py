@@ -3,6 +3,7 @@ checked."""
 
 import json
 import tarfile
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -153,3 +154,16 @@ def test_manifests_install_the_image_of_this_version() -> None:
                 spec = document["spec"]["template"]["spec"]
                 used = {each["image"] for each in spec["containers"] + spec["initContainers"]}
                 assert used == {image.name()}, path
+
+
+def test_the_wheel_holds_every_package() -> None:
+    """A package that pyproject.toml does not name is missed on the nodes only."""
+    from tests.cluster import image
+
+    named = tomllib.loads((image.PROJECT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    there = {
+        ".".join(path.parent.relative_to(image.PROJECT).parts)
+        for each in image.PACKAGES
+        for path in (image.PROJECT / each).rglob("__init__.py")
+    }
+    assert set(named) == there
