@@ -24,7 +24,7 @@ ROUTES = Gauge("podwall_routes", "Routes to other nodes", ["mode"])
 LOAD_BALANCER_POOL = Gauge(
     "podwall_load_balancer_pool_addresses",
     "Addresses of a pool, as the elected agent has it",
-    ["pool", "state"],
+    ["pool", "family", "state"],
 )
 LOAD_BALANCER_ANNOUNCED = Gauge(
     "podwall_load_balancer_announced", "LoadBalancer addresses that this node answers for"
