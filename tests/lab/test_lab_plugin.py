@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from lab.limits import SLOWNESS
+
 PROJECT = Path(__file__).parents[2]
 OWN_RUN = """
 mount --make-rprivate /
@@ -19,5 +21,7 @@ def test_the_demo_runs_where_nothing_in_run_can_be_executed() -> None:
     words = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
     words += ["sh", "-e", "-c", OWN_RUN, "sh"]
     words += [sys.executable, "-m", "agent.cli.main", "lab", "demo", "-f", "examples/hello"]
-    done = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        words, cwd=PROJECT, capture_output=True, text=True, timeout=120 * SLOWNESS, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr

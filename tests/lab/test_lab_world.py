@@ -12,6 +12,7 @@ from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import Ether
 
 from lab import manifests, netns, state
+from lab.limits import SLOWNESS
 from lab.objects import ManifestError, Object, key_of
 from lab.probe import CONNECTED, REFUSED, SILENT, UNREACHABLE
 from lab.processes import until
@@ -150,7 +151,7 @@ def test_a_removed_pod_leaves_nothing(lab: Lab) -> None:
 
 def test_a_flow_lives_while_others_come_and_go(lab: Lab) -> None:
     with lab.socket("hello/client", socket.AF_INET6, socket.SOCK_STREAM) as flow:
-        flow.settimeout(5)
+        flow.settimeout(5 * SLOWNESS)
         flow.connect((str(lab.pod("data/db-0").address(6)), 8080))
         flow.sendall(b"stream 5\n")
         with flow.makefile("rb") as lines, applied(lab, pod("one"), pod("two")):

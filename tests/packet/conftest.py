@@ -36,6 +36,7 @@ from agent.routes.plan import Mode, Plan, plan_routes
 from cni.spec import AttachmentKey
 from lab import netns
 from lab.capture import Capture
+from lab.limits import SLOWNESS
 
 PORT = 4444
 VXLAN_ID, VXLAN_PORT = 9619, 4789
@@ -44,7 +45,9 @@ PODS = {"attacker": (1, 11), "neighbour": (1, 12), "remote": (2, 13)}
 
 
 def command(*arguments: str, data: str = "") -> str:
-    done = subprocess.run(arguments, input=data, text=True, capture_output=True, check=False, timeout=30)
+    done = subprocess.run(
+        arguments, input=data, text=True, capture_output=True, check=False, timeout=30 * SLOWNESS
+    )
     assert not done.returncode, f"{' '.join(arguments)}: {done.stderr}"
     return done.stdout
 
