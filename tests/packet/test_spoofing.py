@@ -39,6 +39,7 @@ from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet, Raw
 
 from agent.routes.plan import vtep_mac
+from lab.limits import SLOWNESS
 
 World = Any  # tests/packet/conftest.py
 Frames = list[Packet]
@@ -391,7 +392,7 @@ def drained(world: World) -> None:
 def awaited(world: World, name: str, mark: bytes, seconds: float = 3.0) -> list[bytes]:
     """What the place's sockets got until both families' legitimate packets came, or the time was over."""
     got: list[bytes] = []
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds * SLOWNESS
     expected = {"node1": 0, "node2": 4}.get(name, 2)
     while time.monotonic() < deadline:
         got += world[name].received()
@@ -510,7 +511,7 @@ def own_in_tunnel(world: World, packet: Packet) -> bool:
 
 def first(world: World, name: str, seconds: float = 3.0) -> bytes:
     """The first packet that a place's socket gets."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds * SLOWNESS
     while time.monotonic() < deadline:
         for sock in world[name].sockets.values():
             with contextlib.suppress(BlockingIOError):
