@@ -27,6 +27,8 @@ from typing import Literal, TypeAlias
 
 from agent.cluster.client import Lease
 
+NEVER = float("-inf")
+
 Verb: TypeAlias = Literal["read", "create", "take", "renew", "release"]
 
 
@@ -63,12 +65,9 @@ class Claim:
         self._rank: int | None = None
         self._lease: Lease | None = None  # as the last answer had it; None: there was none
         self._known = False  # whether a write may be based on that answer
-        self._unchanged_since = 0.0
-        self._read_at = float("-inf")
-        self._sent_at = 0.0
-        self._renewed_at = 0.0
-        self._held_until = 0.0
-        self._not_before = 0.0
+        self._unchanged_since = self._read_at = NEVER
+        self._sent_at = self._renewed_at = NEVER
+        self._held_until = self._not_before = NEVER
 
     # What it is for
 
@@ -78,7 +77,7 @@ class Claim:
 
     @property
     def held_until(self) -> float:
-        """When it stops to be the holder unless it succeeds to renew; 0 when it is not."""
+        """When it stops to be the holder unless it succeeds to renew; long ago when it is not."""
         return self._held_until
 
     @property
@@ -89,7 +88,7 @@ class Claim:
     def want(self, rank: int | None) -> None:
         """Be an heir of this rank, 0 the first; None: neither hold it nor care who does."""
         if rank is None:
-            self._held_until = 0.0  # at once; that others are told comes after
+            self._held_until = NEVER  # at once; that others are told comes after
         self._rank = rank
 
     # What to do
