@@ -10,6 +10,7 @@ one cannot commit stops no other.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -66,7 +67,8 @@ class Rules:
         trusted, self._trusted = self._trusted, True  # who distrusts from now on means the next run
         try:
             if not trusted:
-                changes = difference(await self._kernel.read(self._tables), self._desired.ruleset)
+                have = await self._kernel.read(self._tables)
+                changes = await asyncio.to_thread(difference, have, self._desired.ruleset)
             text = transaction(changes, self._desired.ruleset)
             if text:
                 await self._commit(text, len(changes))

@@ -97,6 +97,7 @@ class Services:
         self._committed = committed
         self._choice = kube_proxy.Choice()
         self._compiler = self._new_compiler()
+        self._fed = False
         self._synced = asyncio.Event()
         self._host_ports: dict[Owner, Attachment] = {}
         self._flows_concerned = True  # flows that began before this agent did
@@ -142,7 +143,7 @@ class Services:
         if isinstance(event, Synced) and all(kind in self._store.synced for kind in KINDS):
             self._synced.set()
         of_ours = tuple(each for each in changed if each.kind in KINDS)
-        if not of_ours or not self.serving:
+        if not of_ours or not self._fed:
             return
         self.reconciler.mark(*self._compiler.apply(of_ours))
         for each in of_ours:
@@ -162,7 +163,7 @@ class Services:
                 await self._look()
             if self._config.services != "off":
                 await self._synced.wait()
-            self.reconciler.mark(*self._compiler.owners)
+            self._feed()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self.reconciler.loop())
                 tasks.create_task(self.ended_flows.loop())
@@ -223,11 +224,18 @@ class Services:
         if on == self.serving:
             return
         self.serving, before = on, self._compiler.owners
-        self._compiler = self._new_compiler()
-        if on:
+        self._compiler, self._fed = self._new_compiler(), False
+        self.reconciler.mark(*before)
+        if self._may_commit():
+            self._feed()
+
+    def _feed(self) -> None:
+        """Let the compiler have all that there is at once, so that no Service is compiled twice."""
+        if self.serving:
             self._compiler.apply(self._everything())
+        self._fed = self.serving
         self._flows_concerned = True
-        self.reconciler.mark(*before, *self._compiler.owners)
+        self.reconciler.mark(*self._compiler.owners)
 
     def _new_compiler(self) -> ServiceCompiler:
         settings = ServiceSettings(

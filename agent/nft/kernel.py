@@ -113,9 +113,8 @@ class Kernel:
         """What the kernel holds of these tables; a table that is not there is left out."""
         there = parse.table_names((await self._ask(b"t", "list tables")).decode())
         wanted = sorted(there & frozenset(tables))
-        return parse.ruleset(
-            *[await self._ask(b"l", f"list table {render.table_name(name)}") for name in wanted]
-        )
+        listings = [await self._ask(b"l", f"list table {render.table_name(name)}") for name in wanted]
+        return await asyncio.to_thread(parse.ruleset, *listings)
 
     def changes(self) -> AsyncIterator[Foreign]:
         """Foreign changes to own tables as they come, several quick ones as one; ends with `stop`."""
