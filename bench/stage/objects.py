@@ -1,0 +1,131 @@
+"""Clusters of any size as API objects: Nodes, Namespaces, Pods, NetworkPolicies, Services, EndpointSlices.
+
+One node is the one that is measured. Its Pods are of all Namespaces, so nearly every policy selects some of
+them and nearly all peers are in use: the worst case. Half of the policies name Pods of their own Namespace,
+half others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import ip_address
+from typing import Any, TypeAlias
+
+from lab.names import NodePlace
+from lab.nodes import node_object
+
+Object: TypeAlias = dict[str, Any]
+
+NAMESPACES = 50
+PODS_A_NODE = 110
+APPS, TIERS = 20, 3
+NAME_LABEL = "kubernetes.io/metadata.name"
+PROBED = "probed"
+"""A Namespace of its own for what the benchmark changes."""
+
+
+def nodes(own: NodePlace, others: int) -> Iterator[Object]:
+    """The measured Node and others on its link."""
+    yield node_object(own)
+    for number in range(others):
+        name, cidrs = f"other{number}", [f"10.245.{number}.0/24", f"fd00:10:245:{number:x}::/64"]
+        addresses = [f"172.30.0.{100 + number}", f"fd30::{0x100 + number:x}"]
+        yield {
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": name, "uid": name, "labels": {"kubernetes.io/hostname": name}},
+            "spec": {"podCIDR": cidrs[0], "podCIDRs": cidrs},
+            "status": {"addresses": [{"type": "InternalIP", "address": each} for each in addresses]},
+        }
+
+
+def namespaces() -> Iterator[Object]:
+    """The Namespaces of all else."""
+    for name in (PROBED, *(f"ns-{number}" for number in range(NAMESPACES))):
+        yield {
+            "apiVersion": "v1",
+            "kind": "Namespace",
+            "metadata": {"name": name, "uid": name, "labels": {NAME_LABEL: name}},
+        }
+
+
+def pod(namespace: str, name: str, node: str, labels: dict[str, str], *addresses: str) -> Object:
+    """A Pod; Pending without addresses. It has the size that real ones have without their spec's details."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": namespace, "uid": f"{namespace}-{name}", "labels": labels},
+        "spec": {
+            "nodeName": node,
+            "containers": [{"name": "c", "ports": [{"name": "http", "containerPort": 8080}]}],
+        },
+        "status": {
+            "phase": "Running" if addresses else "Pending",
+            "conditions": [{"type": "Ready", "status": "True" if addresses else "False"}],
+            "podIPs": [{"ip": address} for address in addresses],
+        },
+    }
+
+
+def labels(number: int) -> dict[str, str]:
+    """What a Pod with this number is labelled with."""
+    return {
+        "app": f"app-{number // NAMESPACES % APPS}",
+        "tier": f"tier-{number % TIERS}",
+        "pod-template-hash": f"{number // 5:x}",
+        "kubernetes.io/os": "linux",
+    }
+
+
+def other_address(number: int) -> str:
+    """The IPv4 address of another node's Pod."""
+    return str(ip_address(f"10.245.{number // PODS_A_NODE}.{2 + number % PODS_A_NODE}"))
+
+
+def other_pods(count: int) -> Iterator[Object]:
+    """Running Pods of other nodes."""
+    for number in range(count):
+        place = number // PODS_A_NODE
+        address6 = f"fd00:10:245:{place:x}::{2 + number % PODS_A_NODE:x}"
+        yield pod(
+            f"ns-{number % NAMESPACES}",
+            f"pod-{number}",
+            f"other{place}",
+            labels(number),
+            other_address(number),
+            address6,
+        )
+
+
+def policies(count: int) -> Iterator[Object]:
+    """Policies of both directions with a peer each; every seventh selects a whole Namespace.
+
+    Every tenth asks for a port by its name, too, which takes a set of its own for each peer.
+    """
+    for number in range(count):
+        app = {"podSelector": {"matchLabels": {"app": f"app-{number // NAMESPACES % APPS}"}}}
+        far = {"namespaceSelector": {"matchLabels": {NAME_LABEL: f"ns-{number % (NAMESPACES - 1)}"}}}
+        peer = app if number % 2 else {**app, **far}
+        ports = [{"protocol": "TCP", "port": port} for port in ((80, "http") if number % 10 == 0 else (80,))]
+        selected = {"matchLabels": {"tier": f"tier-{number % TIERS}"}} if number % 7 else {}
+        yield policy(
+            f"ns-{number % NAMESPACES}",
+            f"policy-{number}",
+            selected,
+            ingress=[{"from": [peer], "ports": ports}],
+            egress=[{"to": [peer], "ports": ports}],
+        )
+
+
+def policy(namespace: str, name: str, selector: Object, **directions: list[Object]) -> Object:
+    """A NetworkPolicy with the directions that are named."""
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": name, "namespace": namespace, "uid": f"{namespace}-{name}"},
+        "spec": {
+            "podSelector": selector,
+            "policyTypes": [direction.capitalize() for direction in directions],
+            **directions,
+        },
+    }
