@@ -21,7 +21,6 @@ go on, whoever translated them.
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import socket
 import struct
@@ -30,7 +29,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from agent import nfnetlink
-from agent.pods.rtnetlink import attribute
 
 CHAIN = b"KUBE-SERVICES"
 FAMILIES = {"IPv4": socket.AF_INET, "IPv6": socket.AF_INET6}
@@ -38,11 +36,6 @@ FAMILIES = {"IPv4": socket.AF_INET, "IPv6": socket.AF_INET6}
 LOOK_EVERY_S = 10.0
 STEADY = {True: 2, False: 3}
 """How many looks in a row must find something, or nothing, to change what is done."""
-
-_NFTABLES = 10
-_GET_TABLE, _GET_CHAIN = 1, 4
-_TABLE_NAME, _CHAIN_TABLE, _CHAIN_NAME = 1, 1, 3
-_RECEIVE = 1 << 14
 
 
 def seen() -> str:
@@ -77,24 +70,12 @@ class Choice:
 def _in_nf_tables() -> Iterator[str]:
     with nfnetlink.connect() as sock:
         for name, family in FAMILIES.items():
-            if _there(sock, _GET_TABLE, family, {_TABLE_NAME: b"kube-proxy"}):
+            if nfnetlink.has(sock, nfnetlink.GET_TABLE, family, {nfnetlink.TABLE_NAME: b"kube-proxy"}):
                 yield f"nftables table {'ip' if name == 'IPv4' else 'ip6'} kube-proxy"
         for name, family in FAMILIES.items():
-            if _there(sock, _GET_CHAIN, family, {_CHAIN_TABLE: b"nat", _CHAIN_NAME: CHAIN}):
+            chain = {nfnetlink.CHAIN_TABLE: b"nat", nfnetlink.CHAIN_NAME: CHAIN}
+            if nfnetlink.has(sock, nfnetlink.GET_CHAIN, family, chain):
                 yield f"iptables chain {CHAIN.decode()} ({name})"
-
-
-def _there(sock: socket.socket, kind: int, family: int, names: dict[int, bytes]) -> bool:
-    """Whether nf_tables has an object of this name. Raises OSError."""
-    content = b"".join(attribute(number, name + b"\0") for number, name in names.items())
-    sock.send(nfnetlink.message(_NFTABLES, kind, content, sequence=1, family=family))
-    for received in nfnetlink.messages(sock.recv(_RECEIVE)):
-        if received.kind != nfnetlink.ERROR:
-            return True
-        error = nfnetlink.error_of(received)
-        if error and error.errno != errno.ENOENT:
-            raise error
-    return False
 
 
 # ip_tables, as it was before nf_tables

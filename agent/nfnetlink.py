@@ -8,14 +8,21 @@ linux/netfilter/nfnetlink.h.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-CTNETLINK, ULOG = 1, 4
-"""Subsystems: connection tracking, packets logged to a group."""
+from agent.pods.rtnetlink import attribute
+
+CTNETLINK, ULOG, NFTABLES = 1, 4, 10
+"""Subsystems: connection tracking, packets logged to a group, rules."""
+
+GET_TABLE, GET_CHAIN = 1, 4
+TABLE_NAME, CHAIN_TABLE, CHAIN_NAME = 1, 1, 3
+"""How nf_tables is asked for a table or chain, and the attributes that name it."""
 
 REQUEST, ACK, DUMP = 0x1, 0x4, 0x300
 ERROR, DONE = 2, 3
@@ -25,6 +32,7 @@ MESSAGE = struct.Struct("=IHHIIBBH")
 
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK = 270, 10, 11
 _SO_RCVBUFFORCE = 33
+_OBJECT = 1 << 14  # bytes that one table or chain takes at most, without its content
 _NETLINK_NETFILTER = 12
 _HEADER = struct.Struct("=IHHII")
 _ERROR = struct.Struct("=i")
@@ -89,3 +97,16 @@ def error_of(received: Received) -> OSError | None:
     """What an error message says; None for an acknowledgement."""
     code = -int(_ERROR.unpack_from(received.body)[0]) if len(received.body) >= _ERROR.size else 0
     return OSError(code, os.strerror(code)) if code else None
+
+
+def has(sock: socket.socket, kind: int, family: int, names: Mapping[int, bytes]) -> bool:
+    """Whether nf_tables has the object of these names: GET_TABLE or GET_CHAIN. Raises OSError."""
+    content = b"".join(attribute(number, name + b"\0") for number, name in names.items())
+    sock.send(message(NFTABLES, kind, content, sequence=1, family=family))
+    for received in messages(sock.recv(_OBJECT)):
+        if received.kind != ERROR:
+            return True
+        error = error_of(received)
+        if error and error.errno != errno.ENOENT:
+            raise error
+    return False

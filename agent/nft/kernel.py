@@ -22,6 +22,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from importlib.util import find_spec
 from typing import Literal, NamedTuple
 
+from agent import nfnetlink
 from agent.nft import parse, render
 from agent.nft.model import Ruleset, TableName
 
@@ -111,9 +112,8 @@ class Kernel:
 
     async def read(self, tables: Iterable[TableName] = OWN_TABLES) -> Ruleset:
         """What the kernel holds of these tables; a table that is not there is left out."""
-        there = parse.table_names((await self._ask(b"t", "list tables")).decode())
-        wanted = sorted(there & frozenset(tables))
-        listings = [await self._ask(b"l", f"list table {render.table_name(name)}") for name in wanted]
+        there = [name for name in sorted(tables) if _exists(name)]
+        listings = [await self._ask(b"l", f"list table {render.table_name(name)}") for name in there]
         return await asyncio.to_thread(parse.ruleset, *listings)
 
     def changes(self) -> AsyncIterator[Foreign]:
@@ -168,6 +168,20 @@ def _ended(status: int | None) -> str:
     if status is None:
         return "status=unknown"
     return f"signal={-status}" if status < 0 else f"status={status}"
+
+
+def _exists(table: TableName) -> bool:
+    """Whether the kernel has a table; asked past libnftables, whose `list tables` lists all of every table.
+
+    Raises NftError.
+    """
+    family = next(number for number, name in FAMILIES.items() if name == table.family)
+    try:
+        with nfnetlink.connect() as sock:
+            names = {nfnetlink.TABLE_NAME: table.name.encode()}
+            return nfnetlink.has(sock, nfnetlink.GET_TABLE, family, names)
+    except OSError as error:
+        raise NftError("refused", f"cannot ask for a table: {error}", render.table_name(table)) from error
 
 
 class _Worker:

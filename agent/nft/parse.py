@@ -79,12 +79,6 @@ def ruleset(*listings: bytes | str) -> Ruleset:
     return rules
 
 
-def table_names(listing: str) -> frozenset[TableName]:
-    """The tables of `list tables`, which is text: as JSON nft 1.0.6 aborts over any table that has flags."""
-    words = [line.split() for line in listing.splitlines()]
-    return frozenset(TableName(line[1], line[2]) for line in words if len(line) == 3)  # type: ignore[arg-type]
-
-
 def _enter(rules: Ruleset, entry: Json) -> None:
     match entry:
         case {"table": {"family": family, "name": name}}:

@@ -10,7 +10,7 @@ only: this file is all that uses them. It is started as a separate program, shar
 agent and talks text through pipes; nothing in podwall imports this file, and it imports nothing of podwall.
 
 A frame is a 4-byte big-endian length, one byte kind and a payload of that length.
-    in    c commit, d dry run, l list as JSON, t list as text; the payload is nft's command text
+    in    c commit, d dry run, l list as JSON; the payload is nft's command text
     out   o done, e refused; the payload is the listing, or nft's message
 At the start, and before the answer to a commit, comes p: the port ids of the netlink sockets. The kernel
 stamps the port on the notifications that a commit causes, by which the agent tells its own from others'.
@@ -66,7 +66,6 @@ def _context() -> nftables.Nftables:
     context = nftables.Nftables()
     context.set_numeric_proto_output(True)  # names would be those of this machine's /etc/protocols
     context.set_handle_output(False)
-    context.cmd("list tables")  # opens the socket, whatever the version
     return context
 
 
