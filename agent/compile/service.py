@@ -181,7 +181,7 @@ def balancer(service: Service, count: int) -> Balancer:
 
 
 def endpoint_name(of: Name, backend: Backend) -> Name:
-    """What the number of an endpoint of a sticky list stands for."""
+    """What the number of an endpoint of a list stands for."""
     return (*of, str(backend[0]), str(backend[1]))
 
 
@@ -189,15 +189,12 @@ def backends(of: Backends, name: Name, number: int, numbered: Callable[[Name], i
     """What a list of this name and number becomes; `numbered` knows the numbers of endpoints."""
     family = of.family
     yield Element(chains.BALANCE[family], number, of.balancer.mark)
-    if not of.balancer.timeout:
-        for index, backend in enumerate(of.endpoints):
-            yield Element(chains.BACKENDS[family], (number, index), backend)
-        return
     for index, backend in enumerate(of.endpoints[: of.balancer.count]):
-        sticky = numbered(endpoint_name(name, backend))
-        yield Element(chains.NUMBERS[family], (number, index), sticky)
-        yield Element(chains.STUCK[family], (number, sticky))
-        yield Element(chains.STUCK_TO[family], sticky, backend)
+        own = numbered(endpoint_name(name, backend))
+        yield Element(chains.NUMBERS[family], (number, index), own)
+        yield Element(chains.ENDPOINTS[family], own, backend)
+        if of.balancer.timeout:
+            yield Element(chains.STUCK[family], (number, own))
 
 
 def entrances(

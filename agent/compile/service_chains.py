@@ -15,28 +15,27 @@ Only the first packet of a flow passes here (chains of type nat); connection tra
       v  an address of `cluster_ips`, with a port that no Service has: refuse
     no Service's: untouched
 
-What is found is the id of a list of endpoints, kept in `ct mark` until the packet leaves this node:
+What is found is a list of endpoints, and of the list an endpoint; their numbers stand in `ct mark`:
 
-    frontends   10.96.0.10 . udp . 53  ->  0x5a1b2c3d      its list
+    frontends   10.96.0.10 . udp . 53  ->  0x5a1b2c3d      a list
     balance     0x5a1b2c3d             ->  3               how one of the list is picked: any of three
     balancers   3                      ->  goto any_of_3   (0: refuse, 0x7fffffff: drop, 0x8.......: sticky)
-    backends    0x5a1b2c3d . 1         ->  10.244.1.7 . 5353
+    lists       0x5a1b2c3d . 1         ->  0x5e0f1a2b      an endpoint
+    endpoints   0x5e0f1a2b             ->  10.244.1.7 . 5353
 
 so a Service is elements of maps: no chain, no rule, no verdict per Service, and a change costs its elements.
 Chains like `any_of_3` are shared by all lists of that length. A list is the same one whichever way it was
-reached, and has its own for the endpoints of this node alone.
+reached, and an endpoint the same in whichever list.
 
-Session affinity. `sticky` remembers which endpoint a client got, by a number that belongs to the endpoint and
-not to its place in the list, so others' coming and going moves nobody. When its endpoint goes, the number is
-no longer in `stuck`, and the client gets another one.
+Session affinity. `sticky` remembers which endpoint of a list a client got. That is not its place in the list,
+so others' coming and going moves nobody. When it goes itself it is no longer in `serving`, and the client gets
+another one.
 
-    sticky      192.0.2.7 . 0x5a1b2c3d -> 0x5e0f1a2b    (made by packets; ends after the timeout)
-    stuck       0x5a1b2c3d . 0x5e0f1a2b                    the endpoint with this number still serves
-    numbers     0x5a1b2c3d . 1         -> 0x5e0f1a2b
-    stuck_to    0x5e0f1a2b             -> 10.244.1.7 . 5353
+    sticky      192.0.2.7 . 0x5a1b2c3d ->  0x5e0f1a2b      (made by packets; ends after the timeout)
+    serving     0x5a1b2c3d . 0x5e0f1a2b
 
-Marks. `meta mark` holds the way of picking and the number for a few rules and is 0 before anything else sees
-the packet; a `ct mark` whose first four bits are 0101 is podwall's and is 0 again in postrouting or input.
+Marks. `meta mark` holds the way of picking, or an endpoint, for a few rules and is 0 before anything else sees
+the packet. A `ct mark` whose first four bits are 0101 is podwall's and is 0 again in postrouting or input.
 
 Sources stay as they are inside the cluster. What came from outside (or from another node) and goes on to an
 endpoint of another node leaves with this node's address, because the answer must come back here. A packet
@@ -66,7 +65,6 @@ from agent.nft.model import (
     Ct,
     CtState,
     Element,
-    Expression,
     Fib,
     FibType,
     Hook,
@@ -127,9 +125,9 @@ def _names(name: str) -> dict[int, SetName]:
 
 FRONTENDS, OUTSIDE = _names("frontends"), _names("outside")
 NODE_PORTS, OUTSIDE_NODE_PORTS = _names("node_ports"), _names("outside_node_ports")
-BALANCE, BALANCERS, BACKENDS = _names("balance"), _names("balancers"), _names("backends")
+BALANCE, BALANCERS = _names("balance"), _names("balancers")
 STICKY_CLIENTS, STUCK = _names("sticky"), _names("stuck")
-NUMBERS, STUCK_TO = _names("numbers"), _names("stuck_to")
+NUMBERS, ENDPOINTS = _names("numbers"), _names("endpoints")
 RANGED, ADMITTED = _names("ranged"), _names("admitted")
 CLUSTER_IPS, NODES, POD_CIDRS = _names("cluster_ips"), _names("nodes"), _names("pod_cidrs")
 NODE_PORT_ADDRESSES = _names("node_port_addresses")
@@ -209,7 +207,6 @@ def _sets() -> Iterator[Set]:
         yield _set(OUTSIDE_NODE_PORTS[family], _PORT, "mark")
         yield _set(BALANCE[family], ("mark",), "mark")
         yield _set(BALANCERS[family], ("mark",), "verdict")
-        yield _set(BACKENDS[family], ("mark", "integer"), kind, "inet_service")
         yield Set(
             SERVICES_TABLE,
             STICKY_CLIENTS[family].name,
@@ -220,7 +217,7 @@ def _sets() -> Iterator[Set]:
         )
         yield _set(STUCK[family], ("mark", "mark"))
         yield _set(NUMBERS[family], ("mark", "integer"), "mark")
-        yield _set(STUCK_TO[family], ("mark",), kind, "inet_service")
+        yield _set(ENDPOINTS[family], ("mark",), kind, "inet_service")
         yield _set(RANGED[family], at)
         yield _ranges(ADMITTED[family], (*at, kind))
         yield _set(CLUSTER_IPS[family], (kind,))
@@ -378,13 +375,14 @@ def _balance(family: Family) -> Iterator[Rule]:
 
 def _pick(of: Balancer, family: Family) -> Iterator[Rule]:
     place = Concat((_CT_MARK, Numgen("random", of.count)))
-    yield Rule((Assign(_MARK, 0), *_translate(family, place, BACKENDS)))
+    any_of = Assign(_CT_MARK, Lookup(place, Named(NUMBERS[family].name)))
+    yield Rule((Assign(_MARK, 0), any_of, *_translate(family)))
 
 
 def _pick_sticky(of: Balancer, family: Family) -> Iterator[Rule]:
     client = Concat((Payload(_IP[family], "saddr"), _CT_MARK))
     remember = Update("update", STICKY_CLIENTS[family].name, client, _MARK, of.timeout)
-    there = (Assign(_CT_MARK, _MARK), Assign(_MARK, 0), *_translate(family, _CT_MARK, STUCK_TO))
+    there = (Assign(_CT_MARK, _MARK), Assign(_MARK, 0), *_translate(family))
     before = Assign(_MARK, Lookup(client, Named(STICKY_CLIENTS[family].name)))
     serves = Match(Concat((_CT_MARK, _MARK)), "==", Named(STUCK[family].name))
     yield Rule((before, serves, remember, *there), "the same as before")
@@ -396,10 +394,10 @@ def _pick_sticky(of: Balancer, family: Family) -> Iterator[Rule]:
     yield Rule((any_of, *there), "too many clients to remember")
 
 
-def _translate(family: Family, key: Expression, to: dict[int, SetName]) -> tuple[Statement, Statement]:
+def _translate(family: Family) -> tuple[Statement, Statement]:
     # nft wants to know that there are ports before it translates one.
     ports = Match(Meta("l4proto"), "==", _TRANSPORTS)
-    return ports, Nat("dnat", _IP[family], Lookup(key, Named(to[family].name)))
+    return ports, Nat("dnat", _IP[family], Lookup(_CT_MARK, Named(ENDPOINTS[family].name)))
 
 
 def _refuse() -> Iterator[Rule]:

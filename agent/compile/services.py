@@ -269,8 +269,8 @@ class ServiceCompiler:
     def _renumber(
         self, key: ServiceKey, before: tuple[Backends, ...], after: tuple[Backends, ...]
     ) -> set[Name]:
-        """Number the endpoints of sticky lists; those of others whose numbers changed thereby."""
-        had, has = (set(_sticky_names(key, each)) for each in (before, after))
+        """Number the endpoints of lists; those of others whose numbers changed thereby."""
+        had, has = (set(_endpoint_names(key, each)) for each in (before, after))
         return set().union(
             *(self._endpoint_numbers.drop(name) for name in sorted(had - has)),
             *(self._endpoint_numbers.take(name) for name in sorted(has - had)),
@@ -434,7 +434,7 @@ def _service_of(of: EndpointSlice) -> ServiceKey | None:
     return of.namespace, of.service
 
 
-def _sticky_names(key: ServiceKey, lists: Iterable[Backends]) -> Iterator[Name]:
+def _endpoint_names(key: ServiceKey, lists: Iterable[Backends]) -> Iterator[Name]:
     for of in lists:
-        for backend in of.endpoints[: of.balancer.count] if of.balancer.timeout else ():
+        for backend in of.endpoints[: of.balancer.count]:
             yield endpoint_name(list_name(key, of.port, of.reach), backend)
