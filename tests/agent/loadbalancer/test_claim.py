@@ -79,10 +79,14 @@ class Network:
     random: Random
     slowest_s: float = 0.0
     loss: float = 0.0
+    slow_answers_to: str = ""  # a node that hears of everything nearly too late
     cut: set[str] = field(default_factory=set)
 
     def delay(self) -> float:
         return self.random.uniform(0.001, 0.001 + self.slowest_s)
+
+    def delay_of_answer(self, node: str) -> float:
+        return 0.9 * ANSWER_S if node == self.slow_answers_to else self.delay()
 
     def loses(self, node: str) -> bool:
         return node in self.cut or self.random.random() < self.loss
@@ -141,7 +145,8 @@ class Node:
         except Conflict as refused:
             answer = refused
         if not self.network.loses(self.name):
-            self.world.after(self.network.delay(), lambda: self.hear(step, number, answer))
+            delay = self.network.delay_of_answer(self.name)
+            self.world.after(delay, lambda: self.hear(step, number, answer))
 
     def hear(self, step: Step, number: tuple[int, int], answer: Lease | Conflict | None) -> None:
         if number != (self.life, self.attempt):
@@ -212,7 +217,7 @@ class Cluster:
 def mischief(cluster: Cluster) -> None:
     """Something that happens to a cluster."""
     node = cluster.random.choice(cluster.nodes)
-    match cluster.random.randrange(7):
+    match cluster.random.randrange(8):
         case 0:
             cluster.network.cut ^= {node.name}
         case 1:
@@ -229,6 +234,8 @@ def mischief(cluster: Cluster) -> None:
             cluster.network.slowest_s = cluster.random.choice([0.0, 0.2, 1.5, 6.0])
         case 6:
             cluster.network.loss = cluster.random.choice([0.0, 0.0, 0.1, 0.5])
+        case 7:
+            cluster.network.slow_answers_to = cluster.random.choice(["", node.name])
 
 
 @settings(max_examples=300, deadline=None)
