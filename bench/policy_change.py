@@ -24,7 +24,7 @@ import itertools
 import socket
 import subprocess
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
 from stage import objects, sandbox
@@ -62,7 +62,7 @@ class Cluster:
         everything = [*nodes, *objects.namespaces(), *others, *objects.policies(policies)]
         self.node = Node(place, everything)
         self.ms: dict[str, list[float]] = {name: [] for name in (CREATED, DELETED, RELABELLED)}
-        self.cpu_ms: Counter[tuple[str, str]] = Counter()
+        self.cpu_ms: defaultdict[tuple[str, str], float] = defaultdict(float)
 
     def start(self) -> None:
         """Start the agent and its Pods."""

@@ -1,0 +1,230 @@
+"""What policies cost a new connection: by how many the cluster has, and how many select the Pod.
+
+    client Pod --SYN--> node: links, conntrack, policy --> server Pod          connect, reset, the next one
+
+Each case is a node of its own with two Pods, wired alike, and podwall's compiled rules put in by its worker;
+`on the Pod` is how many policies select the server, of which only the last lets the client in. The others of
+the cluster select 100 more Pods of this node, so that their chains and sets are in its kernel, too. The base
+is a table that accepts what conntrack calls new or established: what a kernel with connection tracking can
+do at all. Cases take turns in every round, in another order each time; a case's loss is the median of its
+rounds against the base of the same round.
+
+    .venv/bin/python bench/policy_connections.py [--rounds 40] [--seconds 0.15]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import Literal
+
+from stage import connections, objects, sandbox
+from stage.figures import Target, machine, report, say, table
+from stage.objects import PROBED, Object
+
+from agent.cluster.decode import decode
+from agent.cluster.model import Pod
+from agent.cluster.store import Changed
+from agent.compile import links, verdicts
+from agent.compile.incremental import PolicyCompiler
+from agent.compile.members import LocalPod
+from agent.nft.diff import difference, transaction
+from agent.nft.kernel import Kernel
+from agent.nft.model import Ruleset
+from agent.nft.owners import Desired
+from lab import netns
+
+IN_CLUSTER, ON_POD = (0, 100, 1000), (1, 10, 100)
+PODS, LOCAL = 5000, 100
+PORT = 80
+CLIENT, SERVER = "10.244.1.250", "10.244.1.251"
+MACS = {CLIENT: "02:00:00:00:00:01", SERVER: "02:00:00:00:00:02"}
+HOST_MAC = "ee:ee:ee:ee:ee:ee"
+
+CONNTRACK_ONLY = """
+table inet bench {
+    chain forward {
+        type filter hook forward priority 0; policy accept;
+        ct state established accept
+        ct state new accept
+    }
+}
+"""
+
+
+@dataclass
+class Case:
+    """A node with two Pods and some rules, and the connections per second of each round."""
+
+    name: str
+    rules: str
+    taken: list[connections.Rate] = field(default_factory=list)
+
+    def netns(self, of: str) -> str:
+        return f"bench-{self.name}-{of}".replace(" ", "-")
+
+    def build(self) -> None:
+        """Make it; the sandbox removes it."""
+        for of in ("node", "client", "server"):
+            netns.create(self.netns(of))
+        node = netns.path(self.netns("node"))
+        connections.prepare_node(node)
+        self._wire("client", "podwall0000000c", CLIENT)
+        self._wire("server", "podwall0000000d", SERVER)
+        connections.prepare_client(netns.path(self.netns("client")))
+        netns.run(node, asyncio.run, _commit(self.rules))
+        connections.Server(netns.path(self.netns("server")), SERVER, PORT)
+
+    def measure(self, seconds: float) -> None:
+        """Take one round's figure."""
+        where = netns.path(self.netns("client"))
+        self.taken.append(connections.opened(where, SERVER, PORT, seconds))
+
+    def _wire(self, of: str, link: str, address: str) -> None:
+        """A Pod's link as the agent makes it."""
+        node, pod, mac = self.netns("node"), self.netns(of), MACS[address]
+        host = f"ip -n {node}"
+        inside = f"ip -n {pod}"
+        peer = f"peer name eth0 address {mac} netns {pod}"
+        _run(
+            f"{host} link add {link} address {HOST_MAC} type veth {peer}",
+            f"{host} link set {link} up",
+            f"{host} route add {address} dev {link}",
+            f"{host} neigh add {address} lladdr {mac} dev {link} nud permanent",
+            f"{inside} addr add {address}/32 dev eth0",
+            f"{inside} link set eth0 up",
+            f"{inside} route add 169.254.1.1 dev eth0 scope link",
+            f"{inside} route add default via 169.254.1.1",
+            f"{inside} neigh add 169.254.1.1 lladdr {HOST_MAC} dev eth0 nud permanent",
+        )
+
+
+def _run(*commands: str) -> None:
+    for command in commands:
+        subprocess.run(command.split(), check=True)
+
+
+async def _commit(rules: str) -> None:
+    kernel = Kernel()
+    await kernel.start()
+    try:
+        await kernel.commit(rules)
+    finally:
+        await kernel.stop()
+
+
+# The rules
+
+
+def compiled(in_cluster: int, on_pod: int) -> str:
+    """podwall's rules of a node in a cluster with so many policies, and so many more on the server."""
+    compiler = PolicyCompiler("node1")
+    pods = [*objects.other_pods(PODS - LOCAL), *_local_pods()]
+    policies = [*objects.policies(in_cluster), *_policies_on_server(on_pod)]
+    models = [_decoded(item) for item in (*objects.namespaces(), *pods, *policies)]
+    compiler.apply(Changed(kind, item.key, None, item) for kind, item in models)  # type: ignore[arg-type, attr-defined]
+    desired = Desired()
+    desired.replace(links.STATIC, links.static())
+    desired.replace(links.CLUSTER, ())
+    owners = {verdicts.STATIC}
+    for _, item in models:
+        if isinstance(item, Pod) and item.node == "node1":
+            owners |= compiler.attach(LocalPod(item.name, "eth0", item.namespace, item.name, item.ips))
+    for owner in owners:
+        desired.replace(owner, compiler.items(owner))
+    for link, address in (("podwall0000000c", CLIENT), ("podwall0000000d", SERVER)):
+        items = links.link(link, (ip_address(address),), PROBED, link)
+        desired.replace(links.link_owner(link, "eth0"), items)
+    return transaction(difference(Ruleset(), desired.ruleset), desired.ruleset)
+
+
+def _local_pods() -> Iterator[Object]:
+    for number in range(LOCAL - 2):
+        address = f"10.244.1.{2 + number}"
+        namespace = f"ns-{number % objects.NAMESPACES}"
+        yield objects.pod(namespace, f"local-{number}", "node1", objects.labels(number), address)
+    yield objects.pod(PROBED, "client", "node1", {"app": "client"}, CLIENT)
+    yield objects.pod(PROBED, "server", "node1", {"app": "server"}, SERVER)
+
+
+def _policies_on_server(count: int) -> Iterator[Object]:
+    """All but the last let somebody else in by the same port; they are asked in the order of their names."""
+    for number in range(count):
+        app = "client" if number == count - 1 else f"other-{number}"
+        rule = {
+            "from": [{"podSelector": {"matchLabels": {"app": app}}}],
+            "ports": [{"protocol": "TCP", "port": PORT}],
+        }
+        server = {"matchLabels": {"app": "server"}}
+        yield objects.policy(PROBED, f"policy-{number:03}", server, ingress=[rule])
+
+
+def _decoded(item: Object) -> tuple[str, object]:
+    return item["kind"], decode(item["kind"], json.dumps(item).encode())
+
+
+# The rounds
+
+
+def rounds(cases: Sequence[Case], count: int, seconds: float) -> None:
+    for number in range(count):
+        say(f"round {number + 1} of {count}")
+        start = number % len(cases)
+        for case in (*cases[start:], *cases[:start]):
+            case.measure(seconds)
+
+
+def lost(case: Case, base: Case, by: Literal["by_clock", "by_cpu"] = "by_clock") -> float:
+    """How many percent fewer connections than the base; the median of the rounds."""
+    rates = zip(case.taken, base.taken, strict=True)
+    return (1 - statistics.median(getattr(mine, by) / getattr(other, by) for mine, other in rates)) * 100
+
+
+def show(cases: Iterable[Case], base: Case) -> Iterator[str]:
+    rows: list[list[object]] = []
+    for case in cases:
+        rate = statistics.median(each.by_clock for each in case.taken)
+        cpu_us = statistics.median(1e6 / each.by_cpu for each in case.taken)
+        rows.append([case.name, rate, lost(case, base), cpu_us, lost(case, base, "by_cpu")])
+    head = ["", "connections a second", "lost, percent", "CPU of each, microseconds", "lost by CPU, percent"]
+    yield from table(head, rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--seconds", type=float, default=0.15, help="of each case in each round")
+    arguments = parser.parse_args()
+    sandbox.enter()
+    print(*machine(), "", sep="\n", flush=True)
+    connections.build()
+    base = Case("conntrack only", CONNTRACK_ONLY)
+    by_count = {
+        (cluster, pod): Case(f"cluster {cluster} on the Pod {pod}", compiled(cluster, pod))
+        for pod in ON_POD
+        for cluster in IN_CLUSTER
+    }
+    cases = [base, Case("no policy", compiled(0, 0)), *by_count.values()]
+    for case in cases:
+        say(f"building: {case.name}")
+        case.build()
+    rounds(cases, arguments.rounds, arguments.seconds)
+    say("")
+    print(*show(cases, base), "", sep="\n")
+    slopes = [lost(by_count[IN_CLUSTER[-1], pod], by_count[0, pod]) for pod in ON_POD]
+    report(
+        [
+            Target("1,000 in the cluster, 10 on the Pod: lost", lost(by_count[1000, 10], base), 5, "%"),
+            Target("from 0 to 1,000 in the cluster: lost", statistics.median(slopes), 1, "%"),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
