@@ -52,9 +52,11 @@ class LabService:
         return self.ports[0].node_port
 
 
-def read_service(item: Object) -> LabService:
-    """Return a Service from its object."""
+def read_service(item: Object, written: Object | None = None) -> LabService:
+    """Return a Service from its object, with the status that agents have written for it, if any."""
     key, spec = key_of(item), item["spec"]
+    if written and written["metadata"].get("uid") == item["metadata"].get("uid"):
+        item = {**item, "status": written["status"]}
     ingress = item.get("status", {}).get("loadBalancer", {}).get("ingress") or ()
     return LabService(
         namespace=key.namespace,

@@ -37,6 +37,9 @@ BRIDGE = "podwall-lab"
 MAX_NODES = 80
 CLUSTER_CIDRS = (IPv4Network("10.244.0.0/16"), IPv6Network("fd00:10:244::/48"))
 SERVICE_CIDRS = (IPv4Network("10.96.0.0/16"), IPv6Network("fd00:10:96::/112"))
+BALANCED = ("172.30.0.200-172.30.0.239", "fd30::200-fd30::2ff")
+"""Addresses on the nodes' link for Services of type LoadBalancer."""
+
 BEHIND_OUTSIDE = (IPv4Address("203.0.113.10"), IPv6Address("2001:db8:203::10"))
 """Addresses of the outside host that share no subnet with any node: as good as the Internet."""
 

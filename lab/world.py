@@ -16,6 +16,7 @@ removed by the next `up`, or by `down`.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import socket
@@ -53,6 +54,9 @@ OUTSIDE_PORTS = (8080, 9090)
 OUTSIDE_WEB = 80
 """What the outside host listens on, TCP and UDP, under the name "outside"; the matrix tries the first two."""
 
+POOLS = json.dumps([{"name": "lab", "addresses": names.BALANCED}])
+"""What the agents give to Services of type LoadBalancer, unless flags say something else."""
+
 Progress = Callable[[str, float | None], None]
 """Told what begins (no seconds yet), and the same text again with the seconds it took."""
 
@@ -82,6 +86,7 @@ class Lab:
         self._giving_up = False
         self._given = ObjectDirectory(RUN / "given", RUN / "scratch")
         self._cluster = ObjectDirectory(RUN / "cluster", RUN / "scratch")
+        self._statuses = ObjectDirectory(RUN / "status", RUN / "scratch")
         self._compose(Settings(nodes, mode, routed, dict(flags or {})))
 
     @classmethod
@@ -228,18 +233,19 @@ class Lab:
 
     def services(self) -> tuple[LabService, ...]:
         """Return all Services, by namespace and name."""
-        return tuple(
-            read_service(item) for key, item in sorted(self.objects().items()) if key.kind == "Service"
-        )
+        statuses = self._statuses.read()
+        found = sorted((key, item) for key, item in self.objects().items() if key.kind == "Service")
+        return tuple(read_service(item, statuses.get(key)) for key, item in found)
 
     def service(self, name: str) -> LabService:
         """Return a Service by "namespace/name" or "name" (namespace default). Raises LabError."""
-        namespace, _, service = name.rpartition("/")
-        item = self.objects().get(Key("Service", namespace or "default", service))
-        if item is None:
-            known = ", ".join(found.full_name for found in self.services()) or "none"
-            raise LabError(f"there is no Service {namespace or 'default'}/{service}; there are: {known}")
-        return read_service(item)
+        full_name = name if "/" in name else f"default/{name}"
+        services = self.services()
+        for found in services:
+            if found.full_name == full_name:
+                return found
+        known = ", ".join(found.full_name for found in services) or "none"
+        raise LabError(f"there is no Service {full_name}; there are: {known}")
 
     def node(self, name: str) -> NodePlace:
         """Return a node by its name. Raises LabError."""
@@ -346,7 +352,7 @@ class Lab:
         self.runtimes = {
             place.name: Runtime(place, settings.plugin, lambda: self._giving_up) for place in self.nodes
         }
-        flags = {"mode": settings.mode, **settings.flags}
+        flags = {"mode": settings.mode, "load-balancer-pools": POOLS, **settings.flags}
         self.agents = {place.name: Agent(place, self.runtimes[place.name], flags) for place in self.nodes}
         self._kubelet = Kubelet(self.runtimes, self._cluster)
         lab_nodes = [LabNode(place.name, node_labels(place)) for place in self.nodes]
