@@ -182,8 +182,9 @@ class World:
             self.services.take(Synced("Node"), ())
 
     async def settled(self) -> None:
-        await until(lambda: self.services.rules.last_check is not None and self.services.reconciler.clean)
-        assert self.services.reconciler.error is None
+        work, rules = self.services.reconciler, self.services.rules
+        await until(lambda: work.error is not None or (rules.last_check is not None and work.clean))
+        assert work.error is None
 
     def synced(self) -> None:
         self.give(*(Synced(kind) for kind in KINDS))
