@@ -180,21 +180,16 @@ def balancer(service: Service, count: int) -> Balancer:
 # Elements
 
 
-def endpoint_name(of: Name, backend: Backend) -> Name:
-    """What the number of an endpoint of a list stands for."""
-    return (*of, str(backend[0]), str(backend[1]))
-
-
-def backends(of: Backends, name: Name, number: int, numbered: Callable[[Name], int]) -> Iterator[Element]:
-    """What a list of this name and number becomes; `numbered` knows the numbers of endpoints."""
+def backends(of: Backends, number: int, endpoint_number: Callable[[Backend], int]) -> Iterator[Element]:
+    """What a list with this number becomes."""
     family = of.family
     yield Element(chains.BALANCE[family], number, of.balancer.mark)
-    for index, backend in enumerate(of.endpoints[: of.balancer.count]):
-        own = numbered(endpoint_name(name, backend))
-        yield Element(chains.NUMBERS[family], (number, index), own)
-        yield Element(chains.ENDPOINTS[family], own, backend)
+    for place, backend in enumerate(of.endpoints[: of.balancer.count]):
+        endpoint = endpoint_number(backend)
+        yield Element(chains.LISTS[family], (number, place), endpoint)
+        yield Element(chains.ENDPOINTS[family], endpoint, backend)
         if of.balancer.timeout:
-            yield Element(chains.STUCK[family], (number, own))
+            yield Element(chains.SERVING[family], (number, endpoint))
 
 
 def entrances(

@@ -27,15 +27,16 @@ so a Service is elements of maps: no chain, no rule, no verdict per Service, and
 Chains like `any_of_3` are shared by all lists of that length. A list is the same one whichever way it was
 reached, and an endpoint the same in whichever list.
 
-Session affinity. `sticky` remembers which endpoint of a list a client got. That is not its place in the list,
-so others' coming and going moves nobody. When it goes itself it is no longer in `serving`, and the client gets
-another one.
+Session affinity. `sticky` remembers which endpoint of a list a client got. That is not its place in the
+list, so others' coming and going moves nobody. When it goes itself it is no longer in `serving`, and the
+client gets another one.
 
     sticky      192.0.2.7 . 0x5a1b2c3d ->  0x5e0f1a2b      (made by packets; ends after the timeout)
     serving     0x5a1b2c3d . 0x5e0f1a2b
 
-Marks. `meta mark` holds the way of picking, or an endpoint, for a few rules and is 0 before anything else sees
-the packet. A `ct mark` whose first four bits are 0101 is podwall's and is 0 again in postrouting or input.
+Marks. `meta mark` holds the way of picking, or an endpoint, for a few rules and is 0 before anything else
+sees the packet. A `ct mark` whose first four bits are 0101 is podwall's and is 0 again in postrouting or
+input.
 
 Sources stay as they are inside the cluster. What came from outside (or from another node) and goes on to an
 endpoint of another node leaves with this node's address, because the answer must come back here. A packet
@@ -65,8 +66,10 @@ from agent.nft.model import (
     Ct,
     CtState,
     Element,
+    Expression,
     Fib,
     FibType,
+    Hash,
     Hook,
     Item,
     Lookup,
@@ -85,7 +88,6 @@ from agent.nft.model import (
     Rule,
     Set,
     SetName,
-    Statement,
     Table,
     Update,
     Verdict,
@@ -106,6 +108,7 @@ NOWHERE = MAGIC  # the list to which nothing is led: it drops
 REFUSE, DROP_ALL, STICKY = 0, 0x7FFF_FFFF, 0x8000_0000
 COUNT_BITS = 14
 MOST_STICKY = (1 << COUNT_BITS) - 1
+HASH_MOD, HASH_SEED = 0x7FFF_FFFF, 0x706F_6477
 MOST_CLIENTS = 1 << 17  # remembered by `sticky`, of one family; later ones get any endpoint each time
 
 _OWN_ALONE: dict[int, tuple[Network, ...]] = {
@@ -126,8 +129,8 @@ def _names(name: str) -> dict[int, SetName]:
 FRONTENDS, OUTSIDE = _names("frontends"), _names("outside")
 NODE_PORTS, OUTSIDE_NODE_PORTS = _names("node_ports"), _names("outside_node_ports")
 BALANCE, BALANCERS = _names("balance"), _names("balancers")
-STICKY_CLIENTS, STUCK = _names("sticky"), _names("stuck")
-NUMBERS, ENDPOINTS = _names("numbers"), _names("endpoints")
+LISTS, ENDPOINTS = _names("lists"), _names("endpoints")
+STICKY_CLIENTS, SERVING = _names("sticky"), _names("serving")
 RANGED, ADMITTED = _names("ranged"), _names("admitted")
 CLUSTER_IPS, NODES, POD_CIDRS = _names("cluster_ips"), _names("nodes"), _names("pod_cidrs")
 NODE_PORT_ADDRESSES = _names("node_port_addresses")
@@ -210,13 +213,13 @@ def _sets() -> Iterator[Set]:
         yield Set(
             SERVICES_TABLE,
             STICKY_CLIENTS[family].name,
-            (kind, "mark"),
+            ("integer" if family == 6 else kind, "mark"),
             ("mark",),
             flags=frozenset({"dynamic", "timeout"}),
             size=MOST_CLIENTS,
         )
-        yield _set(STUCK[family], ("mark", "mark"))
-        yield _set(NUMBERS[family], ("mark", "integer"), "mark")
+        yield _set(SERVING[family], ("mark", "mark"))
+        yield _set(LISTS[family], ("mark", "integer"), "mark")
         yield _set(ENDPOINTS[family], ("mark",), kind, "inet_service")
         yield _set(RANGED[family], at)
         yield _ranges(ADMITTED[family], (*at, kind))
@@ -264,6 +267,7 @@ def _chains(limited: bool) -> Iterator[Chain]:
         yield _chain(f"to_service_ipv{family}", _to_service(family))
         yield _chain(f"to_node_ipv{family}", (*_to_node_port(family, where), *_to_host_port(family)))
         yield _chain(f"balance_ipv{family}", _balance(family))
+        yield _chain(f"to_endpoint_ipv{family}", _to_endpoint(family))
     yield _chain("refuse", _refuse())
     yield _chain("drop_all", (Rule((Assign(_MARK, 0), Counter(), DROP)),))
     yield _hooked(
@@ -374,30 +378,48 @@ def _balance(family: Family) -> Iterator[Rule]:
 
 
 def _pick(of: Balancer, family: Family) -> Iterator[Rule]:
-    place = Concat((_CT_MARK, Numgen("random", of.count)))
-    any_of = Assign(_CT_MARK, Lookup(place, Named(NUMBERS[family].name)))
-    yield Rule((Assign(_MARK, 0), any_of, *_translate(family)))
+    yield Rule((Assign(_CT_MARK, _any(of, family)), Verdict("goto", f"to_endpoint_ipv{family}")))
+
+
+def _any(of: Balancer, family: Family) -> Lookup:
+    return Lookup(Concat((_CT_MARK, Numgen("random", of.count))), Named(LISTS[family].name))
 
 
 def _pick_sticky(of: Balancer, family: Family) -> Iterator[Rule]:
-    client = Concat((Payload(_IP[family], "saddr"), _CT_MARK))
-    remember = Update("update", STICKY_CLIENTS[family].name, client, _MARK, of.timeout)
-    there = (Assign(_CT_MARK, _MARK), Assign(_MARK, 0), *_translate(family))
-    before = Assign(_MARK, Lookup(client, Named(STICKY_CLIENTS[family].name)))
-    serves = Match(Concat((_CT_MARK, _MARK)), "==", Named(STUCK[family].name))
-    yield Rule((before, serves, remember, *there), "the same as before")
-    # An update would leave the number of an endpoint that is gone: the kernel refreshes the time alone.
-    forget = Update("delete", STICKY_CLIENTS[family].name, client, _MARK)
-    place = Concat((_CT_MARK, Numgen("random", of.count)))
-    any_of = Assign(_MARK, Lookup(place, Named(NUMBERS[family].name)))
-    yield Rule((any_of, forget, remember, *there), "the first time, or another one")
-    yield Rule((any_of, *there), "too many clients to remember")
+    """The chain goes on where the set of clients is full: they get any endpoint each time.
+
+    An update refreshes the time of an entry but leaves its endpoint (kernel 6.18), so an entry whose endpoint
+    is gone is deleted first.
+    """
+    sticky = STICKY_CLIENTS[family].name
+    client = Concat((_client(family), _CT_MARK))
+    remember = Update("update", sticky, client, _MARK, of.timeout)
+    go = (Assign(_CT_MARK, _MARK), Verdict("goto", f"to_endpoint_ipv{family}"))
+    before = Assign(_MARK, Lookup(client, Named(sticky)))
+    serves = Match(Concat((_CT_MARK, _MARK)), "==", Named(SERVING[family].name))
+    yield Rule((before, serves, remember, *go), "the same as before")
+    yield Rule((Update("delete", sticky, client, _MARK),))
+    yield Rule((Assign(_MARK, _any(of, family)),))
+    yield Rule((remember,))
+    yield Rule(go)
 
 
-def _translate(family: Family) -> tuple[Statement, Statement]:
+def _client(family: Family) -> Expression:
+    """Who asks; of IPv6 addresses a hash.
+
+    libnftables 1.0.6 lets the datum of an update overwrite keys of more than 16 bytes, or aborts. Two clients
+    with the same hash go to the same endpoint.
+    """
+    source = Payload(_IP[family], "saddr")
+    return source if family == 4 else Hash(source, HASH_MOD, HASH_SEED)
+
+
+def _to_endpoint(family: Family) -> Iterator[Rule]:
+    yield Rule((Assign(_MARK, 0),))
     # nft wants to know that there are ports before it translates one.
     ports = Match(Meta("l4proto"), "==", _TRANSPORTS)
-    return ports, Nat("dnat", _IP[family], Lookup(_CT_MARK, Named(ENDPOINTS[family].name)))
+    yield Rule((ports, Nat("dnat", _IP[family], Lookup(_CT_MARK, Named(ENDPOINTS[family].name)))))
+    yield _to("refuse")
 
 
 def _refuse() -> Iterator[Rule]:

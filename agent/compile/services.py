@@ -18,9 +18,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import starmap
 from math import inf
 from types import MappingProxyType
-from typing import NamedTuple, TypeAlias, cast
+from typing import NamedTuple, TypeAlias, TypeVar, cast
 
 from agent.cluster.model import EndpointSlice, Family, IPAddress, Node, Protocol, Service
 from agent.cluster.store import Changed
@@ -29,21 +30,24 @@ from agent.compile import service_chains as chains
 from agent.compile.endpoints import Backend, Here, candidates, choose, has_hints, ready_here, unusable
 from agent.compile.links import outermost
 from agent.compile.names import comment
+from agent.compile.peers import FAMILIES
 from agent.compile.service import (
     Backends,
     Claim,
     Frontend,
     ListOf,
     ServiceSettings,
-    endpoint_name,
     list_name,
     service_owner,
 )
 from agent.compile.service_chains import Balancer
-from agent.compile.service_ids import Name, Numbers
+from agent.compile.service_ids import Name, Numbers, backend_digest, name_digest
 from agent.nft.model import Element, Item, Owner
 
 ServiceKey: TypeAlias = tuple[str, str]
+K = TypeVar("K")
+_Users: TypeAlias = dict[K, ServiceKey | set[ServiceKey]]
+"""Who uses something; a set only where there are several."""
 
 ZONE_LABEL = "topology.kubernetes.io/zone"
 
@@ -80,8 +84,8 @@ class ServiceCompiler:
         self._backends: dict[ServiceKey, tuple[Backends, ...]] = {}
         self._hinted: set[ServiceKey] = set()
         self._claims = _Claims()
-        self._numbers = Numbers(chains.MAGIC)
-        self._endpoint_numbers = Numbers(chains.MAGIC)
+        self._numbers = Numbers[Name](chains.MAGIC, name_digest)
+        self._endpoints = {family: _Endpoints() for family in FAMILIES}
         self._balancers: Counter[tuple[Family, Balancer]] = Counter()
         self._problems: dict[ServiceKey, tuple[str, ...]] = {}
         self._health: dict[ServiceKey, tuple[int, int]] = {}
@@ -220,7 +224,7 @@ class ServiceCompiler:
             if after != before:
                 self._backends[key] = after
                 dirty |= self._rebalance(before, after)
-                dirty |= {service_owner(name[0], name[1]) for name in self._renumber(key, before, after)}
+                dirty |= set(starmap(service_owner, self._renumber(key, before, after)))
             elif key not in edited:
                 continue
             dirty.add(service_owner(*key))
@@ -268,13 +272,16 @@ class ServiceCompiler:
 
     def _renumber(
         self, key: ServiceKey, before: tuple[Backends, ...], after: tuple[Backends, ...]
-    ) -> set[Name]:
-        """Number the endpoints of lists; those of others whose numbers changed thereby."""
-        had, has = (set(_endpoint_names(key, each)) for each in (before, after))
-        return set().union(
-            *(self._endpoint_numbers.drop(name) for name in sorted(had - has)),
-            *(self._endpoint_numbers.take(name) for name in sorted(has - had)),
-        )
+    ) -> set[ServiceKey]:
+        """Number the endpoints; the Services that know one by another number now."""
+        changed: set[ServiceKey] = set()
+        for family, endpoints in self._endpoints.items():
+            had, has = (
+                {backend for of in each if of.family == family for backend in of.endpoints}
+                for each in (before, after)
+            )
+            changed |= endpoints.move(key, had, has)
+        return changed
 
     def _judge(self, key: ServiceKey) -> None:
         """Say what is wrong with a Service, and how healthy it is on this node."""
@@ -317,7 +324,7 @@ class ServiceCompiler:
         filled: set[ListOf] = set()  # the lists that have endpoints
         for of in self._backends[key]:
             named = list_name(key, of.port, of.reach)
-            yield from of_service.backends(of, named, numbers[named], self._endpoint_numbers.of)
+            yield from of_service.backends(of, numbers[named], self._endpoints[of.family].numbers.of)
             if of.endpoints:
                 filled.add((of.port, of.family, of.reach))
         yield from of_service.cluster_addresses(service)
@@ -330,7 +337,7 @@ class _Claims:
     """Who wants which port of which address, and who has it: the oldest."""
 
     def __init__(self) -> None:
-        self._wanted: dict[Claim, ServiceKey | set[ServiceKey]] = {}  # a set only where there are several
+        self._wanted: _Users[Claim] = {}
         self._rank: dict[ServiceKey, tuple[float, ServiceKey]] = {}
         self._of: dict[ServiceKey, set[Claim]] = {}
 
@@ -344,30 +351,32 @@ class _Claims:
         """Let a Service want other claims than before; returns those that want one of either as well."""
         rivals: set[ServiceKey] = set()
         for claim in before:
-            rivals |= self._release(claim, key)
+            rivals |= _leave(self._wanted, claim, key)
         self._rank[key] = age, key
         for claim in after:
-            rivals |= self._want(claim, key)
+            rivals |= _enter(self._wanted, claim, key)
         if not after:
             del self._rank[key]
         return rivals
 
-    def _want(self, claim: Claim, key: ServiceKey) -> set[ServiceKey]:
-        wanted = self._wanted.setdefault(claim, key)
-        if wanted == key:
-            return set()
-        others = wanted if isinstance(wanted, set) else {wanted}
-        self._wanted[claim] = others | {key}
-        return others
 
-    def _release(self, claim: Claim, key: ServiceKey) -> set[ServiceKey]:
-        wanted = self._wanted[claim]
-        if not isinstance(wanted, set):
-            del self._wanted[claim]
-            return set()
-        others = wanted - {key}
-        self._wanted[claim] = others if len(others) > 1 else next(iter(others))
-        return others
+class _Endpoints:
+    """The endpoints of one family that are in some list, and whose they are."""
+
+    def __init__(self) -> None:
+        self.numbers = Numbers[Backend](chains.MAGIC, backend_digest)
+        self._of: _Users[Backend] = {}
+
+    def move(self, key: ServiceKey, before: set[Backend], after: set[Backend]) -> set[ServiceKey]:
+        """Let a Service have other endpoints; whose endpoints' numbers changed."""
+        changed: set[Backend] = set()
+        for backend in before - after:
+            if not _leave(self._of, backend, key):
+                changed |= self.numbers.drop(backend)
+        for backend in after - before:
+            if not _enter(self._of, backend, key):
+                changed |= self.numbers.take(backend)
+        return set().union(*(_several(self._of[backend]) for backend in changed if backend in self._of))
 
 
 class _Moved(NamedTuple):
@@ -415,6 +424,25 @@ class _Nodes:
             yield Element(chains.NODES[address.version], address, comment=comment(named[address]))
 
 
+def _enter(users: _Users[K], of: K, key: ServiceKey) -> set[ServiceKey]:
+    """Let a Service use something; the others that do."""
+    others = _several(users[of]) if of in users else set()
+    users[of] = others | {key} if others else key
+    return others
+
+
+def _leave(users: _Users[K], of: K, key: ServiceKey) -> set[ServiceKey]:
+    """Let a Service use something no longer; the others that do."""
+    others = _several(users.pop(of)) - {key}
+    if others:
+        users[of] = others if len(others) > 1 else next(iter(others))
+    return others
+
+
+def _several(users: ServiceKey | set[ServiceKey]) -> set[ServiceKey]:
+    return users if isinstance(users, set) else {users}
+
+
 def _zone(node: Node | None) -> str:
     return node.labels.get(ZONE_LABEL, "") if node else ""
 
@@ -432,9 +460,3 @@ def _service_of(of: EndpointSlice) -> ServiceKey | None:
     if not of.service or any(label in of.labels for label in of_service.SOMEBODY_ELSES):
         return None
     return of.namespace, of.service
-
-
-def _endpoint_names(key: ServiceKey, lists: Iterable[Backends]) -> Iterator[Name]:
-    for of in lists:
-        for backend in of.endpoints[: of.balancer.count]:
-            yield endpoint_name(list_name(key, of.port, of.reach), backend)

@@ -9,14 +9,15 @@ ends everything. Chains of type nat are asked about a connection's first packet 
 translate holds for the next hooks.
 
 What is not decided here: limits always hold (and `limit over` never), counters count nothing, `numgen` and
-`fib` are asked of the caller.  What this evaluator does not know raises `UndecidedError`: an answer is
-exact or there is none.
+`fib` are asked of the caller, hashes are others than the kernel's.  What this evaluator does not know raises
+`UndecidedError`: an answer is exact or there is none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Literal, TypeAlias
 
@@ -35,6 +36,7 @@ from agent.nft.model import (
     Expression,
     Exthdr,
     Fib,
+    Hash,
     Key,
     Limit,
     Log,
@@ -125,6 +127,9 @@ def no_fib(flags: tuple[str, ...], result: str, packet: Packet) -> Key:
 def no_numgen(of: Numgen) -> int:
     """For rulesets without random choices."""
     raise UndecidedError(f"{of}")
+
+
+_DELETED = object()  # instead of an element's datum
 
 
 class _EndError(Exception):
@@ -285,8 +290,7 @@ class _Way:
             case Assign(target, value):
                 self._assign(target, self._value_or_constant(table, value))
             case Nat():
-                self._translate(table, of)
-                return of
+                return of if self._translate(table, of) else None
             case Limit(over=True):
                 raise AbsentError
             case Update():
@@ -331,6 +335,8 @@ class _Way:
                 return self._host.fib(flags, result, self._packet)
             case Numgen():
                 return self._host.numgen(of)
+            case Hash(inner, mod, seed):
+                return _hash(self._value(table, inner), mod, seed)
         raise UndecidedError(f"{of!r}")
 
     # Matches, sets and maps
@@ -370,6 +376,8 @@ class _Way:
             raise UndecidedError(f"{name} is not there")
         learned = self._learned.get(name, {})
         if value in learned:
+            if learned[value] is _DELETED:
+                raise AbsentError
             return learned[value]
         element = self._ruleset.elements.get(name, {}).get(value)
         if element is not None:
@@ -391,13 +399,22 @@ class _Way:
                 raise UndecidedError(f"setting {target!r}")
 
     def _update(self, table: TableName, of: Update) -> None:
-        elements = self._learned.setdefault(SetName(table, of.set), {})
-        key = self._value(table, of.key)
+        """Adding or refreshing an element that is there leaves its datum as it is."""
+        name, key = SetName(table, of.set), self._value(table, of.key)
+        elements = self._learned.setdefault(name, {})
         if of.operator == "delete":
-            raise UndecidedError(f"{of!r}")
-        elements[key] = None if of.data is None else self._value_or_constant(table, of.data)
+            elements[key] = _DELETED
+            return
+        data = None if of.data is None else self._value_or_constant(table, of.data)
+        try:
+            self._in_named(name, key)
+        except AbsentError:
+            elements[key] = data
 
-    def _translate(self, table: TableName, of: Nat) -> None:
+    def _translate(self, table: TableName, of: Nat) -> bool:
+        """Translate, unless it is for packets of the other family: the kernel then goes on."""
+        if of.family and of.family != {4: "ip", 6: "ip6"}[self._packet.version]:
+            return False
         address = None if of.address is None else self._value_or_constant(table, of.address)
         port = None if of.port is None else self._value_or_constant(table, of.port)
         if isinstance(address, tuple):
@@ -418,6 +435,13 @@ class _Way:
         )
         status = self._connection.status | (CtStatus.DNAT if of.kind == "dnat" else CtStatus.SNAT)
         self._connection = replace(self._connection, original=original, reply=flow.back, status=status)
+        return True
+
+
+def _hash(value: Any, mod: int, seed: int) -> int:
+    """Not the kernel's number, but as there the same for the same value."""
+    digest = blake2b(str(value).encode(), digest_size=8, salt=seed.to_bytes(16)).digest()
+    return int.from_bytes(digest) % mod
 
 
 def _fixed(**values: Any) -> dict[str, Any]:

@@ -243,6 +243,14 @@ class Numgen(Struct, frozen=True, gc=False):
     offset: int = 0
 
 
+class Hash(Struct, frozen=True):
+    """A number from 0 to `mod - 1` that follows from what another expression says (jhash)."""
+
+    of: "Expression"
+    mod: int
+    seed: int
+
+
 class Concat(Struct, frozen=True):
     """Several facts at once, as the key of a set or map."""
 
@@ -264,7 +272,7 @@ class Bits(Struct, frozen=True):
     right: int
 
 
-Expression: TypeAlias = Meta | Ct | Payload | Exthdr | Fib | Numgen | Concat | Lookup | Bits
+Expression: TypeAlias = Meta | Ct | Payload | Exthdr | Fib | Numgen | Hash | Concat | Lookup | Bits
 
 
 # Statements

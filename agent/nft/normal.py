@@ -25,6 +25,7 @@ from agent.nft.model import (
     Concat,
     EtherType,
     Expression,
+    Hash,
     Item,
     Key,
     Lookup,
@@ -99,7 +100,9 @@ def _payloads(of: "Statement | Expression | object") -> Iterator[Payload]:
         case Concat(parts):
             for part in parts:
                 yield from _payloads(part)
-        case Match(left=inner) | Bits(left=inner) | Lookup(key=inner) | VerdictMap(key=inner):
+        case (
+            Match(left=inner) | Bits(left=inner) | Hash(of=inner) | Lookup(key=inner) | VerdictMap(key=inner)
+        ):
             yield from _payloads(inner)
         case Assign(value=inner):
             yield from _payloads(inner)

@@ -28,6 +28,7 @@ from agent.nft.model import (
     Expression,
     Exthdr,
     Fib,
+    Hash,
     Hook,
     Key,
     Limit,
@@ -63,6 +64,7 @@ UNPARSED_TYPE = "unparsed"
 _VERDICTS = frozenset({"accept", "drop", "continue", "return", "jump", "goto"})
 _BITS = frozenset({"&", "|", "^", "<<", ">>"})
 _TIME = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+_HASH = re.compile(r"jhash (\w+ \w+) mod (\d+) seed (\w+)")
 _UPDATE = re.compile(r"(add|update|delete) @(\S+) \{ (.+?)(?: timeout (\w+))?(?: : (.+))? \}")
 
 
@@ -388,11 +390,20 @@ def _update_text(of: str) -> Update:
 
 
 def _worded(of: str) -> Expression:
-    parts = [part.split(" ") for part in of.split(" . ")]
-    made = tuple(_word_pair(*part) for part in parts if len(part) == 2)
-    if len(made) != len(parts):
-        raise _UnknownError(of)
+    made = tuple(_word(part) for part in of.split(" . "))
     return made[0] if len(made) == 1 else Concat(made)
+
+
+def _word(of: str) -> Expression:
+    """One part of an expression that nft gave as text."""
+    hashed = _HASH.fullmatch(of)
+    if hashed:
+        inner, mod, seed = hashed.groups()
+        return Hash(_word(inner), int(mod), int(seed, 0))
+    first, _, second = of.partition(" ")
+    if not second or " " in second:
+        raise _UnknownError(of)
+    return _word_pair(first, second)
 
 
 def _word_pair(first: str, second: str) -> Expression:
@@ -445,6 +456,8 @@ def _expression(of: Json, data_kind: str = INTEGER) -> Expression:
             return Fib(tuple(_listed(flags)), result)
         case {"numgen": numbers}:
             return Numgen(numbers["mode"], numbers["mod"], numbers.get("offset", 0))
+        case {"jhash": {"expr": inner, "mod": mod, "seed": seed}}:
+            return Hash(_expression(inner), mod, seed)
         case {"concat": parts}:
             return Concat(tuple(_expression(part) for part in parts))
         case {"map": {"key": key, "data": data}}:

@@ -26,6 +26,7 @@ from agent.nft.model import (
     Expression,
     Exthdr,
     Fib,
+    Hash,
     Hook,
     Key,
     Limit,
@@ -335,6 +336,8 @@ def expression(of: Expression) -> str:
             return f"fib {' . '.join(_word(flag) for flag in flags)} {_word(result)}"
         case Numgen(mode, mod, offset):
             return f"numgen {_word(mode)} mod {mod:d}" + (f" offset {offset:d}" if offset else "")
+        case Hash(hashed, mod, seed):
+            return f"jhash {expression(hashed)} mod {mod:d} seed {seed:#x}"
         case Concat(parts):
             return " . ".join(expression(part) for part in parts)
         case Lookup(by, data):

@@ -21,6 +21,7 @@ from agent.nft.model import (
     Exthdr,
     Fib,
     FibType,
+    Hash,
     Icmp6Type,
     IcmpType,
     Lookup,
@@ -109,7 +110,7 @@ def types(expression: Expression) -> tuple[str, ...]:  # noqa: PLR0911 - one for
             return ("inet_proto",)
         case Fib(_, result):
             return ({"type": "fib_addrtype", "oifname": "ifname"}.get(result, "iface_index"),)
-        case Exthdr() | Numgen() | Lookup():
+        case Exthdr() | Numgen() | Hash() | Lookup():
             return (INTEGER,)
 
 
