@@ -81,15 +81,14 @@ def choose(found: Mapping[Backend, Endpoint], reach: Reach, here: Here) -> tuple
 
 
 def ready_here(slices: Iterable[EndpointSlice], here: Here) -> int:
-    """How many ready endpoints this node has, as healthCheckNodePort says it."""
-    return len(
-        {
-            endpoint.addresses[0]
-            for of in slices
-            for endpoint in of.endpoints
-            if endpoint.ready and endpoint.addresses and endpoint.node and endpoint.node == here.node
-        }
-    )
+    """How many ready endpoints this node has, for healthCheckNodePort; a Pod of two families counts once."""
+    ready = {
+        endpoint.addresses[0]
+        for of in slices
+        for endpoint in of.endpoints
+        if endpoint.ready and endpoint.addresses and endpoint.node and endpoint.node == here.node
+    }
+    return max(sum(address.version == family for address in ready) for family in (4, 6))
 
 
 def unusable(address: IPAddress) -> str:
