@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from lab import netns
+from lab.capture import Capture
 from lab.limits import SLOWNESS
 from lab.matrix import Result
 from lab.names import Address
@@ -149,6 +151,42 @@ def test_what_is_no_longer_allowed_ends_and_the_rest_goes_on(lab: Lab, version: 
     finally:
         for flow in flows.values():
             flow.close()
+
+
+def heartbeats(capture: Capture, version: int) -> int:
+    """How many frames begin with a HEARTBEAT chunk (RFC 9260, 3.3.5)."""
+    ether, network, transport = 14, 20 if version == 4 else 40, 12
+    kind = b"\x08\x00" if version == 4 else b"\x86\xdd"
+    protocol = ether + (9 if version == 4 else 6)
+    return sum(
+        frame[12:14] == kind
+        and frame[protocol] == socket.IPPROTO_SCTP
+        and frame[ether + network + transport] == 4
+        for frame in capture.frames
+    )
+
+
+@pytest.mark.parametrize("version", FAMILIES)
+def test_heartbeats_do_not_open_what_has_ended(lab: Lab, version: int) -> None:
+    """Connection tracking takes a HEARTBEAT for the begin of a flow, and what comes back for its replies."""
+    assert applied(lab, [*PODS, allowing({"port": 9191})]).good
+    for name, value in (("rto_min", "100"), ("rto_max", "300"), ("hb_interval", "100")):
+        netns.run(lab.netns(SERVER), netns.set_sysctl, f"sctp/{name}", value)
+    flow = Association(lab, "one/far", lab.pod(SERVER).address(version), 9191)
+    try:
+        flow.goes_on()
+        lab.apply([*PODS, allowing()], prune=True)
+        until(
+            lambda: time.monotonic() - flow.last > ENDS_WITHIN * SLOWNESS,
+            3 * ENDS_WITHIN + 5,
+            lambda: "the flow does not end",
+        )
+        received = flow.received
+        with lab.capture(SERVER) as heard:
+            until(lambda: heartbeats(heard, version) >= 5, 10, lambda: f"{len(heard.frames)} frames")
+        assert flow.received == received
+    finally:
+        flow.close()
 
 
 @pytest.mark.parametrize("version", FAMILIES)
