@@ -6,8 +6,9 @@
                                                                         +--> flows that are denied now end
 
 ADD waits for one transaction that holds all of its Pod: its addresses, its isolation and its allows. Before
-it, the Pod's labels must be known; when the watch has not brought the Pod yet, the cluster is asked for it,
-and without an answer ADD fails, closed.
+it, the Pod's labels and the policies of its namespace must be known. The cluster is asked: for the Pod when
+the watch has not brought it yet, and whether the watches have brought every policy that there is by now.
+Without an answer ADD fails, closed.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ POLICY_OWNERS = frozenset({"class", "isolated", "peer", "member"})
 FLOWS = "flows"  # the only key of its reconciler
 ANSWERS_EVERY_S = 0.25  # how often late answers to ended flows are looked for, while there may be some
 
+Reach = Callable[[str], Awaitable[None]]
 FindPod = Callable[[str, str], Awaitable[Pod | None]]
 LocalAddresses = Callable[[], Awaitable[frozenset[IPAddress]]]
 
@@ -59,7 +61,8 @@ class UnknownPodError(Exception):
 class Datapath:
     """What attachments ask for (`attached`, `detached`), and what keeps the rules as the cluster says.
 
-    `find_pod` asks the cluster for a Pod that the store does not have yet, None when there is none;
+    `reach` returns when the store has every policy that a namespace has by now; `find_pod` asks the cluster
+    for a Pod that the store does not have yet, None when there is none;
     `local_addresses` are the node's own; `reports` hears what is wrong in objects. `committed`
     is called after each successful commit.
     """
@@ -67,6 +70,8 @@ class Datapath:
     def __init__(
         self,
         config: Config,
+        *,
+        reach: Reach,
         find_pod: FindPod,
         local_addresses: LocalAddresses,
         reports: Reports,
@@ -79,6 +84,7 @@ class Datapath:
         self.reconciler = Reconciler[Owner]("rules", self._run, expected=NftError)
         self.ended_flows = Reconciler[str](FLOWS, self._end_flows, expected=(ConntrackError, RouteError))
         self._config = config
+        self._reach = reach
         self._find_pod = find_pod
         self._local_addresses = local_addresses
         self._reports = reports
@@ -93,7 +99,8 @@ class Datapath:
 
     async def attached(self, attachment: Attachment) -> None:
         """Return when the Pod's rules are in force. Raises UnknownPodError, ApiError."""
-        await self._know(attachment)
+        if attachment.pod:
+            await asyncio.gather(self._reach(attachment.namespace), self._know(attachment))
         await self.reconciler.settle(*self._attach(attachment))
 
     async def detached(self, attachment: Attachment) -> None:
@@ -170,8 +177,6 @@ class Datapath:
 
     async def _know(self, attachment: Attachment) -> None:
         """Have the Pod in the store, by asking the cluster when need be. Raises UnknownPodError, ApiError."""
-        if not attachment.pod:
-            return
         local = _local(attachment)
         known = self.store.snapshot.pods.get(local.key)
         if known is not None and is_of(local, known):

@@ -75,10 +75,11 @@ class Agent:
         self.reports = Reports(self.source.tell)
         self.datapath = Datapath(
             config,
-            self.source.find_pod,
-            self.route_kernel.local_addresses,
-            self.reports,
-            lambda: self._announcing.mark(NODE),
+            reach=self.source.reach,
+            find_pod=self.source.find_pod,
+            local_addresses=self.route_kernel.local_addresses,
+            reports=self.reports,
+            committed=lambda: self._announcing.mark(NODE),
         )
         self.services = Services(
             config,

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from agent.cluster.client import ApiClient
 from agent.cluster.credentials import credential_source
+from agent.cluster.current import Current
 from agent.cluster.errors import NotFound, Refused, Unreachable
 from agent.cluster.manifests import ManifestSource
 from agent.cluster.model import KINDS, Event, IPAddress, Kind, Pod, Service
@@ -38,6 +39,9 @@ class Source(Protocol):
     async def network_available(self, node: str) -> None:
         """Tell the cluster that Pods can be put on the node. Raises ApiError."""
 
+    async def reach(self, namespace: str) -> None:
+        """Return when every policy that a namespace has by now has been delivered. Raises ApiError."""
+
     async def find_pod(self, namespace: str, name: str) -> Pod | None:
         """Ask for a Pod; None when there is none. Raises ApiError."""
 
@@ -61,6 +65,7 @@ class ApiServer:
         self.leases: Leases = ApiLeases(client)
         self._client = client
         self._source = ApiSource(client, kinds)
+        self._current = Current(client, self._source)
 
     async def run(self, deliver: Callable[[Event], None]) -> None:
         """List, watch and deliver until cancelled."""
@@ -81,6 +86,10 @@ class ApiServer:
             "podwall's links, routes and rules are in place",
         )
         log.info("event=node-condition node=%s condition=NetworkUnavailable status=False", node)
+
+    async def reach(self, namespace: str) -> None:
+        """Ask the API server what there is, and wait until the watches have brought it. Raises ApiError."""
+        await self._current.reach(namespace)
 
     async def find_pod(self, namespace: str, name: str) -> Pod | None:
         """Ask the API server for a Pod; None when it has none. Raises ApiError."""
@@ -138,8 +147,12 @@ class Manifests:
     async def network_available(self, node: str) -> None:
         """There is no condition to set."""
 
+    async def reach(self, namespace: str) -> None:
+        """Look at the files now, so that what was written before the Pod is known."""
+        await self._source.look(self._deliver)
+
     async def find_pod(self, namespace: str, name: str) -> Pod | None:
-        """Look at the files now, so that what was written before the Pod is known too; None without it."""
+        """Look at the files now; None without it."""
         await self._source.look(self._deliver)
         pod = self._source.get("Pod", (namespace, name))
         return pod if isinstance(pod, Pod) else None

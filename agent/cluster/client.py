@@ -14,11 +14,12 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
 
+from . import wire
 from .connection import ANSWER_S, CONNECT_S, Connection, tls_context
 from .credentials import Credentials, CredentialSource
 from .decode import AnyObject, DecodeError, Page, decode, decode_page
@@ -41,6 +42,9 @@ _PATHS: Mapping[str, tuple[str, str]] = {
     "Lease": ("/apis/coordination.k8s.io/v1", "leases"),
     "Event": ("/apis/events.k8s.io/v1", "events"),
 }
+
+
+Value = TypeVar("Value")
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -117,6 +121,25 @@ class ApiClient:
             return decode(kind, self._call("GET", _path(kind, key)))
         except DecodeError as error:
             raise Refused(str(error)) from error
+
+    def newest(self, kind: Kind, namespace: str) -> int:
+        """The highest resource version of the objects of a namespace, as they are now; 0 without any.
+
+        Not of the namespace's history: what was deleted does not count. Raises ApiError.
+        """
+        newest, continues = 0, ""
+        while True:
+            query = {"limit": str(PAGE)} | ({"continue": continues} if continues else {})
+            data = self._call("GET", f"{_collection(kind, namespace)}?{urlencode(query)}")
+            page = _decoded(_VERSIONS, data)
+            newest = max([newest, *(_version(item) for item in page.items or ())])
+            continues = page.metadata.continue_
+            if not continues:
+                return newest
+
+    def version_of(self, kind: Kind, key: Key) -> int:
+        """An object's resource version now. Raises ApiError, NotFound when there is none."""
+        return _version(_decoded(_VERSIONED, self._call("GET", _path(kind, key))))
 
     def version(self) -> str:
         """The API server's version, such as v1.34.4."""
@@ -295,6 +318,25 @@ def _name(name: str) -> str:
     if not object_name(name):
         raise Refused(f"{shown(name)} is not the name of an object", 422, "Invalid")
     return quote(name, safe="")
+
+
+_VERSIONED = msgspec.json.Decoder(wire.Versioned)
+_VERSIONS = msgspec.json.Decoder(wire.Page[wire.Versioned])
+
+
+def _decoded(decoder: msgspec.json.Decoder[Value], data: bytes) -> Value:
+    try:
+        return decoder.decode(data)
+    except msgspec.DecodeError as error:
+        raise Unreachable(f"the API server's answer is no object of the API: {error}") from error
+
+
+def _version(item: wire.Versioned) -> int:
+    """Resource versions of one kind are numbers that grow (Kubernetes enhancement 5504)."""
+    text = item.metadata.resource_version or ""
+    if not text.isdecimal():
+        raise Unreachable(f"{shown(text)} is no resource version that can be compared")
+    return int(text)
 
 
 def _api_version(kind: str) -> str:

@@ -47,19 +47,25 @@ log = logging.getLogger(__name__)
 class Timing:
     """How long a watch may last and be silent (seconds), and how many objects a page of a list has.
 
+    `lag_s` is how long something that the server is known to have may take to arrive.
+
     The server sends a bookmark about once a minute, so silence means that it, or the way to it, hangs.
     """
 
     watch_s: tuple[int, int] = (300, 600)
     silence_s: float = 120.0
     page: int = PAGE
+    lag_s: float = 1.0
 
 
 TIMING = Timing()
 
 
 class WatchState:
-    """How one kind is doing, for status and metrics; `heard` is monotonic time, 0 before the first word."""
+    """How one kind is doing, for status and metrics; `heard` is monotonic time, 0 before the first word.
+
+    `delivered` is the resource version up to which everything has been delivered, 0 before the first list.
+    """
 
     def __init__(self) -> None:
         self.synced = False
@@ -71,6 +77,14 @@ class WatchState:
         self.refused = 0
         self.failures = 0
         self.error = ""
+        self.delivered = 0
+        self.moved = asyncio.Event()
+
+    def reached(self, version: str) -> None:
+        """Everything up to a resource version has been delivered; wakes those who wait for that."""
+        self.delivered = int(version) if version.isdecimal() else 0
+        self.moved.set()
+        self.moved = asyncio.Event()
 
 
 class ApiSource:
@@ -87,13 +101,30 @@ class ApiSource:
         self._client = client
         self._selections = selections or {}
         self._timing = timing
+        self._watches: dict[Kind, _Watch] = {}
+
+    async def reach(self, kind: Kind, version: int) -> None:
+        """Return when everything of a kind up to a resource version has been delivered.
+
+        A watch that says nothing for too long is begun anew: its connection may have died without a word.
+        """
+        state = self.states[kind]
+        while state.delivered < version:
+            try:
+                async with asyncio.timeout(self._timing.lag_s):
+                    await state.moved.wait()
+            except TimeoutError:
+                silent_s = time.monotonic() - state.heard
+                log.warning("event=watch-late kind=%s silent=%.1fs", kind, silent_s)
+                if silent_s > self._timing.lag_s and (watch := self._watches.get(kind)):
+                    watch.begin_anew()
 
     async def run(self, deliver: Callable[[Event], None]) -> None:
         """Deliver events until cancelled; what `deliver` raises ends it."""
         loop = asyncio.get_running_loop()
         handover = _Handover(loop, deliver)
-        watches = [
-            _Watch(
+        self._watches = {
+            kind: _Watch(
                 self._client,
                 kind,
                 selection=self._selections.get(kind, EVERY),
@@ -102,7 +133,8 @@ class ApiSource:
                 handover=handover,
             )
             for kind, state in self.states.items()
-        ]
+        }
+        watches = list(self._watches.values())
         for watch in watches:
             watch.thread.start()
         try:
@@ -132,7 +164,7 @@ class _Handover:
         self.failed: asyncio.Future[None] = loop.create_future()
         self._loop = loop
         self._deliver = deliver
-        self._waiting: deque[Event] = deque()
+        self._waiting: deque[Event | tuple[WatchState, str]] = deque()
         self._room = threading.Condition()
         self._woken = False
         self._stopped = False
@@ -145,10 +177,14 @@ class _Handover:
             if self._stopped or not events:
                 return
             self._waiting.extend(events)
-            if self._woken:
-                return
-            self._woken = True
-            self._loop.call_soon_threadsafe(self._take)
+            self._wake()
+
+    def reached(self, state: WatchState, version: str) -> None:
+        """Say, once all that was handed over before is delivered, up to which version that was."""
+        with self._room:
+            if not self._stopped:
+                self._waiting.append((state, version))
+                self._wake()
 
     def stop(self) -> None:
         """Take nothing any more, and let nobody wait."""
@@ -156,6 +192,11 @@ class _Handover:
             self._stopped = True
             self._waiting.clear()
             self._room.notify_all()
+
+    def _wake(self) -> None:
+        if not self._woken:
+            self._woken = True
+            self._loop.call_soon_threadsafe(self._take)
 
     def _take(self) -> None:
         with self._room:
@@ -166,7 +207,11 @@ class _Handover:
             self._room.notify_all()
         try:
             for event in events:
-                self._deliver(event)
+                if isinstance(event, tuple):
+                    state, version = event
+                    state.reached(version)
+                else:
+                    self._deliver(event)
         except Exception as error:  # the loop's own task must hear of it
             if not self.failed.done():
                 self.failed.set_exception(error)
@@ -202,6 +247,10 @@ class _Watch:
     def stop(self) -> None:
         """End the thread, wherever it waits."""
         self._ending.set()
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """End its connection, whatever it is doing with it; unless it ends, it goes on from where it was."""
         with self._lock:
             if self._connection is not None:
                 self._connection.abort()
@@ -317,6 +366,7 @@ class _Watch:
 
     def _at(self, version: str) -> None:
         self._version = self._state.version = version
+        self._handover.reached(self._state, version)
 
     def _heard(self) -> None:
         """The server answers: the next trouble is the first again."""

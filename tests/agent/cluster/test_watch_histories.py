@@ -140,9 +140,14 @@ class ModelClient:
 class Taker:
     """Takes what a watch hands over."""
 
-    def __init__(self) -> None:
+    def __init__(self, server: ModelServer) -> None:
+        self.server = server
         self.store = Store()
         self.events: list[Event] = []
+
+    def reached(self, _: WatchState, version: str) -> None:
+        """What was handed over is what there was at that version, nothing less and nothing later."""
+        assert versions_in(self.store) == self.server.at(int(version))
 
     def put(self, events: Sequence[Event]) -> None:
         for event in events:
@@ -153,7 +158,8 @@ class Taker:
 @settings(max_examples=400, deadline=None)
 @given(st.data())
 def test_any_history_ends_as_a_fresh_list(data: st.DataObject) -> None:
-    server, taker, state = ModelServer(data.draw), Taker(), WatchState()
+    server, state = ModelServer(data.draw), WatchState()
+    taker = Taker(server)
     watch: Any = _Watch(
         ModelClient(server),  # type: ignore[arg-type]
         "Node",
@@ -167,9 +173,12 @@ def test_any_history_ends_as_a_fresh_list(data: st.DataObject) -> None:
     server.calm = True
     for _ in range(4):  # a list that went stale, a watch that is gone, a list, a watch
         _once(watch)
-    found = {name: node.labels["v"] for name, node in taker.store.snapshot.nodes.items()}
-    assert found == {name: str(version) for name, version in server.objects.items()}
+    assert versions_in(taker.store) == server.objects
     assert taker.events.count(Synced("Node")) == 1
+
+
+def versions_in(store: Store) -> dict[str, int]:
+    return {name: int(node.labels["v"]) for name, node in store.snapshot.nodes.items()}
 
 
 def _once(watch: Any) -> None:
