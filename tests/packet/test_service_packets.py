@@ -1,0 +1,197 @@
+"""Packets of Services as links carry them: what is translated, what is left behind, and what never passes.
+
+node1   client, near        Services near and far, each with the Pod of its name; both is in front of both
+node2   far                 outside: through the nodes' ports
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+
+import pytest
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet, Raw
+
+from lab.limits import SLOWNESS
+from lab.names import Address
+from lab.world import Lab
+from tests.lab.policies import pod
+from tests.lab.services import FAMILIES, answers, eventually, of_version, pods_of, service
+
+PODS = ("near", "far")
+NODES = ("node1", "node2")
+EVIL = b"podwall-evil"
+
+MARKS = """table inet podwalltest {
+    chain bearing {
+        meta mark != 0 counter
+        ct mark != 0 counter
+    }
+    chain out {
+        type filter hook postrouting priority 300
+        counter comment "all"
+        jump bearing
+    }
+    chain in {
+        type filter hook input priority 300
+        jump bearing
+    }
+    chain through {
+        type filter hook forward priority 300
+        meta mark != 0 counter
+    }
+}"""
+"""Counts packets that still bear a mark when they leave a node or reach it, and all packets."""
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    labels = {"both": "yes"}
+    made = [
+        pod("default/client", node="node1"),
+        pod("default/near", 8080, node="node1", labels={"app": "near", **labels}),
+        pod("default/far", 8080, node="node2", labels={"app": "far", **labels}),
+        *(service(f"default/{name}", {"app": name}, type="NodePort") for name in PODS),
+        service("default/both", labels, type="NodePort", sessionAffinity="ClientIP"),
+    ]
+    with Lab(nodes=2, given=made) as found:
+        for name in PODS:
+            wanted = {f"default/{name}"}
+            for version in FAMILIES:
+                address = found.service(name).address(version)
+                assert eventually(lambda: asked(found, address), wanted.__eq__) == wanted  # noqa: B023
+        yield found
+
+
+def asked(lab: Lab, address: Address) -> set[str]:
+    return set(pods_of(answers(lab, "client", address, 80)))
+
+
+def counted(lab: Lab, node: str) -> tuple[int, int]:
+    """How many packets of a node bore a mark, and how many there were."""
+    text = lab.run(node, ["nft", "-j", "list", "table", "inet", "podwalltest"]).stdout
+    rules = [item["rule"] for item in json.loads(text)["nftables"] if "rule" in item]
+    packets = [
+        (rule.get("comment"), expr["counter"]["packets"])
+        for rule in rules
+        for expr in rule["expr"]
+        if "counter" in expr
+    ]
+    return (
+        sum(number for comment, number in packets if not comment),
+        sum(number for comment, number in packets if comment),
+    )
+
+
+def test_no_mark_is_left_for_others(lab: Lab) -> None:
+    """Marks are everybody's: another's policy routing or shaping must not act on ours."""
+    for node in NODES:
+        assert lab.run(node, ["nft", MARKS]).returncode == 0
+    try:
+        for version in FAMILIES:
+            for name in (*PODS, "both"):
+                there = lab.service(name)
+                for protocol in ("TCP", "UDP"):
+                    number = next(each.node_port for each in there.ports if each.protocol == protocol)
+                    ways = [(source, there.address(version), 80) for source in ("client", *NODES)]
+                    for node in NODES:
+                        own = of_version(lab.node(node).addresses, version)
+                        ways += [(source, own, number) for source in ("client", "outside", *NODES)]
+                    for source, address, port in ways:
+                        assert "" not in pods_of(answers(lab, source, address, port, protocol, times=4))
+        for node in NODES:
+            marked, everything = counted(lab, node)
+            assert everything > 100
+            assert marked == 0
+    finally:
+        for node in NODES:
+            lab.run(node, ["nft", "delete", "table", "inet", "podwalltest"])
+
+
+@pytest.mark.parametrize("version", FAMILIES)
+@pytest.mark.parametrize("name", PODS)
+def test_a_datagram_in_fragments_arrives_whole(lab: Lab, name: str, version: int) -> None:
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    with lab.socket("client", family, socket.SOCK_DGRAM) as asking:
+        asking.settimeout(3 * SLOWNESS)
+        asking.connect((str(lab.service(name).address(version)), 80))
+        asking.send(b"x" * 6000)
+        assert asking.recv(100) == f"default/{name}\n".encode()
+
+
+def header(packet: Packet) -> Packet:
+    return packet[IP] if IP in packet else packet[IPv6]
+
+
+def is_from(frame: bytes, address: Address) -> bool:
+    packet = Ether(frame)
+    return (IP in packet or IPv6 in packet) and header(packet).src == str(address)
+
+
+@pytest.mark.parametrize("version", FAMILIES)
+@pytest.mark.parametrize("name", PODS)
+def test_an_answer_out_of_its_window_does_not_arrive_untranslated(lab: Lab, name: str, version: int) -> None:
+    """Connection tracking takes it for invalid and would not translate it back (kubernetes issue 74839)."""
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    own, there = lab.pod(name).address(version), lab.service(name).address(version)
+    with (
+        lab.capture("client", incoming_only=True) as client,
+        lab.capture(name) as server,
+        lab.socket("client", family, socket.SOCK_STREAM) as stream,
+    ):
+        stream.settimeout(5 * SLOWNESS)
+        stream.connect((str(there), 80))
+        stream.sendall(b"echo\n")
+        port = stream.getsockname()[1]
+
+        def is_answer(frame: bytes) -> bool:
+            packet = Ether(frame)
+            return is_from(frame, own) and TCP in packet and packet[TCP].dport == port
+
+        stream.sendall(b"first")
+        assert stream.recv(100) == b"first"
+        frame = server.wait(lambda found: is_answer(found) and b"first" in found)
+        assert frame
+        stale = Ether(frame)
+        stale[TCP].seq = (stale[TCP].seq + (1 << 30)) % (1 << 32)
+        stale[TCP].payload = Raw(EVIL)
+        for part in (header(stale), stale[TCP]):
+            del part.chksum
+            for field in ("len", "plen"):
+                if field in part.fields:
+                    delattr(part, field)
+        server.send(bytes(stale))
+
+        stream.sendall(b"second")  # all goes on, and what was sent before has come or never will
+        assert stream.recv(100) == b"second"
+        heard = [Ether(found).summary() for found in client.frames if is_from(found, own) or EVIL in found]
+    assert heard == []
+
+
+@pytest.mark.parametrize("version", FAMILIES)
+@pytest.mark.parametrize("name", PODS)
+def test_a_source_that_is_not_the_pods_own_reaches_no_service(lab: Lab, name: str, version: int) -> None:
+    stranger = "10.244.2.250" if version == 4 else "fd00:10:244:2::250"
+    there, link = lab.service(name).address(version), lab.pod("client")
+    own_mac = _of(lab, "client", ["ip", "-j", "link", "show", "eth0"], "address")
+    gateway = _of(lab, "client", ["ip", "-j", "neigh", "show"], "lladdr")
+    layer = IP if version == 4 else IPv6
+
+    def datagram(source: str, content: bytes) -> bytes:
+        ip = layer(src=source, dst=str(there))
+        return bytes(Ether(src=own_mac, dst=gateway) / ip / UDP(sport=4321, dport=80) / Raw(content))
+
+    with lab.capture("client") as client, lab.capture(name, incoming_only=True) as server:
+        client.send(datagram(stranger, EVIL))
+        client.send(datagram(str(link.address(version)), b"podwall-good"))
+        assert server.wait(lambda frame: b"podwall-good" in frame)
+        assert not [frame for frame in server.frames if EVIL in frame]
+
+
+def _of(lab: Lab, place: str, command: list[str], field: str) -> str:
+    text: str = json.loads(lab.run(place, command).stdout)[0][field]
+    return text
