@@ -3,7 +3,8 @@
     host_ports     tcp . 8080               -> 10.244.1.7 . 80    on every address of the node
     host_ports_at  10.0.0.1 . udp . 53      -> 10.244.1.7 . 5353  on this one alone
 
-They are asked after the Services, only for addresses of the node itself, and never on loopback.
+They are asked after the Services, and only for addresses of the node itself: on a loopback address only those
+that name it, and only for who speaks from another address of the node (a Pod cannot answer 127.0.0.1).
 """
 
 from __future__ import annotations
@@ -34,5 +35,5 @@ def _mapping(to: Address, mapping: PortMapping, of: str) -> Iterator[Element]:
     at = ip_address(mapping.host_ip) if mapping.host_ip else None
     if at is None or (at.is_unspecified and at.version == to.version):
         yield Element(chains.HOST_PORTS[to.version], port, backend, of)
-    elif at.version == to.version and not unusable(at):
+    elif at.version == to.version and (at.is_loopback or not unusable(at)):
         yield Element(chains.HOST_PORTS_AT[to.version], (at, *port), backend, of)

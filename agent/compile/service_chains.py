@@ -261,7 +261,10 @@ def _chains(limited: bool) -> Iterator[Chain]:
     for family in FAMILIES:
         where = _node_port_address(family, limited)
         yield _chain(f"prerouting_ipv{family}", _prerouting(family))
-        yield _chain(f"output_ipv{family}", (_not_admitted(family), _to(f"from_here_ipv{family}")))
+        on_loopback = _to_host_port_on_loopback(family)
+        yield _chain(
+            f"output_ipv{family}", (_not_admitted(family), on_loopback, _to(f"from_here_ipv{family}"))
+        )
         yield _chain(f"from_outside_ipv{family}", _from_outside(family, where))
         yield _chain(f"from_here_ipv{family}", _from_here(family, where))
         yield _chain(f"to_service_ipv{family}", _to_service(family))
@@ -290,8 +293,11 @@ def _chains(limited: bool) -> Iterator[Chain]:
 
 def _host_port_chains() -> Iterator[Chain]:
     yield _hooked("services_prerouting", "nat", "prerouting", DESTINATION_NAT, _by_family("to_service"))
-    yield _hooked("services_output", "nat", "output", DESTINATION_NAT, _by_family("to_service"))
+    yield _hooked("services_output", "nat", "output", DESTINATION_NAT, _by_family("output"))
     for family in FAMILIES:
+        yield _chain(
+            f"output_ipv{family}", (_to_host_port_on_loopback(family), _to(f"to_service_ipv{family}"))
+        )
         yield _chain(f"to_service_ipv{family}", (_own_address(family),))
         yield _chain(f"to_node_ipv{family}", _to_host_port(family))
 
@@ -362,6 +368,18 @@ def _to_own_address(family: Family) -> Iterator[Match]:
 
 def _to_node_port(family: Family, where: tuple[Match, ...]) -> Iterator[Rule]:
     yield _found(family, NODE_PORTS, Concat(_TO), *where)
+
+
+def _to_host_port_on_loopback(family: Family) -> Rule:
+    """A port that a Pod has of the loopback address, for who speaks from another address of the node.
+
+    In the output hook alone: on its way in a packet is translated before the kernel refuses it as a martian.
+    """
+    source, target = Payload(_IP[family], "saddr"), Payload(_IP[family], "daddr")
+    loopback = _OWN_ALONE[family][0]
+    ways = Match(target, "==", loopback), Match(source, "!=", loopback)
+    found = Lookup(_address_and_port(family), Named(HOST_PORTS_AT[family].name))
+    return Rule((*ways, Match(Meta("l4proto"), "==", _TRANSPORTS), Nat("dnat", _IP[family], found)))
 
 
 def _to_host_port(family: Family) -> Iterator[Rule]:
