@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator, Sequence
 from stage import objects, sandbox
 from stage.commits import Commits
 from stage.figures import Target, machine, percentile, report, say, table
-from stage.node import Node, Use, build_underlay
+from stage.node import Node, Use, places
 from stage.objects import PROBED
 
 from lab import netns
@@ -187,9 +187,10 @@ def main() -> None:
     arguments = parser.parse_args()
     sandbox.enter()
     print(*machine(), "", sep="\n", flush=True)
-    places = build_underlay((1, 2))
     sizes = (min(FEWER, arguments.pods), arguments.pods)
-    clusters = [Cluster(place, pods, arguments.policies) for place, pods in zip(places, sizes, strict=True)]
+    clusters = [
+        Cluster(place, pods, arguments.policies) for place, pods in zip(places(), sizes, strict=False)
+    ]
     for cluster in clusters:
         say(f"starting an agent and {LOCAL} Pods in a cluster of {cluster.pods}")
         cluster.start()

@@ -21,6 +21,8 @@ NFNLGRP_NFTABLES = 7
 NEWGEN = 10 << 8 | 15  # nf_tables' subsystem, NFT_MSG_NEWGEN
 SO_RCVBUFFORCE = 33
 RECEIVE_BYTES = 256 << 20
+READ_BYTES = 1 << 18
+HEAD = struct.Struct("=IH")  # a message's length and type
 
 
 class Commits:
@@ -38,12 +40,20 @@ class Commits:
         while self._next(quiet_s) is not None:
             continue
 
-    def heard(self, limit_s: float) -> float:
-        """Return when the next commit was heard (time.perf_counter). Raises TimeoutError."""
+    def heard(self, limit_s: float, about: bytes = b"") -> float:
+        """Return when the next commit was heard (time.perf_counter) whose changes hold these bytes.
+
+        Raises TimeoutError.
+        """
         end = time.perf_counter() + limit_s
+        found = not about
         while (left := end - time.perf_counter()) > 0:
-            if self._next(left) == NEWGEN:
-                return time.perf_counter()
+            message = self._next(left)
+            found = found or (message is not None and about in message)
+            if message is not None and _is_commit(message):
+                if found:
+                    return time.perf_counter()
+                found = not about
         raise TimeoutError(f"no commit within {limit_s:g} s")
 
     def quiet(self, quiet_s: float, limit_s: float) -> float:
@@ -57,15 +67,19 @@ class Commits:
                 return last
         raise TimeoutError(f"commits go on after {limit_s:g} s")
 
-    def _next(self, limit_s: float) -> int | None:
-        """The kind of the next message; None when there is none in time. Lost ones are commits, too."""
+    def _next(self, limit_s: float) -> bytes | None:
+        """The next message; None when there is none in time, and one without an end when some were lost."""
         if not select.select([self._socket], [], [], limit_s)[0]:
             return None
         try:
-            head: tuple[int, int] = struct.unpack_from("=IH", self._socket.recv(8))
+            return self._socket.recv(READ_BYTES)
         except OSError:
-            return NEWGEN
-        return head[1]
+            return b""
+
+
+def _is_commit(message: bytes) -> bool:
+    """Whether this is what the kernel says last of a commit, alone."""
+    return len(message) >= HEAD.size and HEAD.unpack_from(message)[1] == NEWGEN
 
 
 def _open() -> socket.socket:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import http.client
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,17 +30,20 @@ PARALLEL = 4
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What a process has used: CPU time in milliseconds, resident memory in MB (10^6 bytes)."""
+    """What a process has used: CPU time in milliseconds, memory now and at most in MB (10^6 bytes)."""
 
     cpu_ms: float
     memory_mb: float
+    most_mb: float
 
 
-def build_underlay(numbers: Sequence[int]) -> list[NodePlace]:
-    """Make these nodes' namespaces on one link; the sandbox removes them."""
-    places = [names.node(number) for number in numbers]
-    underlay.build(places, names.outside())
-    return places
+def places() -> Iterator[NodePlace]:
+    """Nodes on one link, each made when it is asked for; the sandbox removes them."""
+    underlay.build((), names.outside())
+    for number in range(1, names.MAX_NODES + 1):
+        place = names.node(number)
+        underlay.add_node(place)
+        yield place
 
 
 class Node:
@@ -121,11 +124,13 @@ class Node:
 
 
 def use(process: int) -> Use:
-    """What a process has used so far."""
-    seconds = time.clock_gettime(_cpu_clock(process))
+    """What a process has used so far, CPU time with that of the programs that it started and that ended."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2].split()
+    children = (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")  # cutime, cstime: proc(5)
+    seconds = time.clock_gettime(_cpu_clock(process)) + children
     status = Path(f"/proc/{process}/status").read_text().splitlines()
-    resident = next(line for line in status if line.startswith("VmRSS:"))
-    return Use(seconds * 1e3, int(resident.split()[1]) * 1024 / 1e6)
+    now, most = (next(line for line in status if line.startswith(name)) for name in ("VmRSS:", "VmHWM:"))
+    return Use(seconds * 1e3, int(now.split()[1]) * 1024 / 1e6, int(most.split()[1]) * 1024 / 1e6)
 
 
 def _cpu_clock(process: int) -> int:

@@ -129,3 +129,76 @@ def policy(namespace: str, name: str, selector: Object, **directions: list[Objec
             **directions,
         },
     }
+
+
+def service(number: int) -> Object:
+    """A Service of one TCP port; its ClusterIP follows from its number."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {
+            "name": f"service-{number}",
+            "namespace": f"ns-{number % NAMESPACES}",
+            "uid": f"service-{number}",
+            "creationTimestamp": "2026-01-01T00:00:00Z",
+        },
+        "spec": {
+            "type": "ClusterIP",
+            "clusterIP": cluster_ip(number),
+            "clusterIPs": [cluster_ip(number)],
+            "ipFamilies": ["IPv4"],
+            "ipFamilyPolicy": "SingleStack",
+            "sessionAffinity": "None",
+            "internalTrafficPolicy": "Cluster",
+            "selector": {"app": f"service-{number}"},
+            "ports": [{"name": "http", "protocol": "TCP", "port": 80, "targetPort": 8080}],
+        },
+        "status": {"loadBalancer": {}},
+    }
+
+
+def cluster_ip(number: int) -> str:
+    """The address of a Service."""
+    return str(ip_address("10.96.0.0") + 10 + number)
+
+
+def endpoint_slice(number: int, *addresses: str, node: str = "other0") -> Object:
+    """The endpoints of a Service, all ready."""
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": f"service-{number}-abcde",
+            "namespace": f"ns-{number % NAMESPACES}",
+            "uid": f"slice-{number}",
+            "labels": {
+                "kubernetes.io/service-name": f"service-{number}",
+                "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io",
+            },
+        },
+        "addressType": "IPv4",
+        "endpoints": [
+            {
+                "addresses": [address],
+                "conditions": {"ready": True, "serving": True, "terminating": False},
+                "nodeName": node,
+                "targetRef": {"kind": "Pod", "namespace": "default", "name": f"pod-{address}"},
+            }
+            for address in addresses
+        ],
+        "ports": [{"name": "http", "protocol": "TCP", "port": 8080}],
+    }
+
+
+def services(count: int, endpoints: int = 2) -> Iterator[Object]:
+    """Services with so many endpoints each, on other nodes, and their slices."""
+    for number in range(count):
+        yield service(number)
+        yield endpoint_slice(
+            number, *(endpoint_address(number * endpoints + index) for index in range(endpoints))
+        )
+
+
+def endpoint_address(number: int) -> str:
+    """An endpoint's address: of another node's Pod, each its own."""
+    return str(ip_address("10.200.0.0") + number)
