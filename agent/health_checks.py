@@ -49,6 +49,8 @@ class HealthChecks:
 
     async def want(self, checks: Mapping[ServiceKey, Check]) -> None:
         """Answer for exactly these from now on; `problems` then says which have no listener, and why."""
+        if self._wanted == checks and not self.problems:
+            return
         self._wanted = dict(checks)
         for key in [key for key, (port, _) in self._listening.items() if self._port(key) != port]:
             await self._stop(key)

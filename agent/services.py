@@ -103,7 +103,7 @@ class Services:
         self._flows_concerned = True  # flows that began before this agent did
         self._gone: set[Destination] = set()
         self._triggered: list[float] = []
-        self._told: frozenset[Name] = frozenset()
+        self._told: Mapping[Name, tuple[str, ...]] = {}
         self._orphans: frozenset[Name] = frozenset()
 
     # What attachments ask
@@ -313,10 +313,11 @@ class Services:
 
     def _report(self) -> None:
         problems, services = self._problems(), self._store.snapshot.services
-        for key in self._told | problems.keys():
-            uid = services[key].uid if key in services else ""
-            self._reports.set("Service", key, uid, "service", problems.get(key, ()))
-        self._told = frozenset(problems)
+        for key in self._told.keys() | problems.keys():
+            if self._told.get(key) != problems.get(key):
+                uid = services[key].uid if key in services else ""
+                self._reports.set("Service", key, uid, "service", problems.get(key, ()))
+        self._told = problems
 
     async def _find_orphans(self) -> None:
         """Tell of slices that belong to a Service that there is not; those of one just removed go soon."""
