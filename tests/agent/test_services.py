@@ -362,8 +362,17 @@ def test_a_refused_transaction_stops_no_pod_and_is_tried_again() -> None:
 # On or off
 
 
-@pytest.mark.parametrize("made", ["nft add table ip kube-proxy", "iptables-nft -t nat -N KUBE-SERVICES"])
-def test_auto_steps_aside_for_kube_proxy_and_comes_back(made: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("made", "removed"),
+    [
+        ("nft add table ip kube-proxy", "nft delete table ip kube-proxy"),
+        ("iptables-nft -t nat -N KUBE-SERVICES", "iptables-nft -t nat -X KUBE-SERVICES"),
+    ],
+    ids=["nftables", "iptables"],
+)
+def test_auto_steps_aside_for_kube_proxy_and_comes_back(
+    made: str, removed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(kube_proxy, "LOOK_EVERY_S", 0.05)
 
     async def body(world: World) -> None:
@@ -377,9 +386,8 @@ def test_auto_steps_aside_for_kube_proxy_and_comes_back(made: str, monkeypatch: 
             assert "kube-proxy" in str(status["why"])
             assert "frontends4" not in run("nft", "list", "table", *TABLE)
             assert len(elements("host_ports4")) == 1, "ports of Pods are not kube-proxy's"
-            run("nft", "flush", "ruleset") if "iptables" in made else run("nft", "delete table ip kube-proxy")
+            run("sh", "-c", removed)
             await until(lambda: world.services.serving)
-            world.services.resync()
             await world.settled()
             assert len(elements("frontends4")) == 1
             assert world.services.status()["state"] == "on"
