@@ -3,11 +3,12 @@
 cni.ADD   body + the namespace's descriptor --> Attachments.add    --> result, as the asked version writes it
 cni.DEL, cni.CHECK, cni.GC, cni.STATUS                             --> nothing, or a CNI error
 status                                                             --> what the agent says of itself
+policies, denials, flows                                           --> see `agent.asked`
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from agent import metrics
@@ -17,8 +18,18 @@ from cni import spec
 from cni.spec import AttachmentKey, CniError
 
 
-def handlers(attachments: Attachments, status: Callable[[], Mapping[str, object]]) -> Mapping[str, Handler]:
-    """Each call's handler, by its name."""
+def handlers(
+    attachments: Attachments,
+    status: Callable[[], Mapping[str, object]],
+    questions: Mapping[str, Callable[[], Awaitable[object]]],
+) -> Mapping[str, Handler]:
+    """Each call's handler, by its name; `questions` are those that need nothing but an answer."""
+
+    def handler(answer: Callable[[], Awaitable[object]]) -> Handler:
+        async def answered(body: Mapping[str, Any], fds: list[int]) -> object:
+            return await answer()
+
+        return answered
 
     async def add(body: Mapping[str, Any], fds: list[int]) -> object:
         request = spec.from_body("cni.ADD", body)
@@ -53,6 +64,7 @@ def handlers(attachments: Attachments, status: Callable[[], Mapping[str, object]
         "cni.GC": collect,
         "cni.STATUS": ready,
         "status": tell,
+        **{name: handler(answer) for name, answer in questions.items()},
     }
 
 

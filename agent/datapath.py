@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterable
 
 from agent import flows, metrics
@@ -31,6 +32,7 @@ from agent.nft.evaluate import Evaluator
 from agent.nft.kernel import Kernel, NftError
 from agent.nft.model import Item, Owner
 from agent.pods.model import Attachment
+from agent.policy_status import METRICS, PolicyState, PolicyStatus
 from agent.reconcile import Reconciler
 from agent.reports import Reports
 from agent.routes.kernel import RouteError
@@ -93,6 +95,8 @@ class Datapath:
         self._synced = asyncio.Event()
         self._answers = flows.Answers()
         self._attached: dict[Owner, Attachment] = {}
+        self._status = PolicyStatus(time.time)
+        self._shown: float | None = None
         self.denials = Denials(verdicts.LOG_GROUP, self._describe)
 
     # What attachments ask
@@ -142,6 +146,7 @@ class Datapath:
                 self._synced.set()
         if changed:
             self._report(changed)
+            self._status.saw(changed)
             self.reconciler.mark(*self.policies.apply(changed))
         if any(each.kind == "Node" for each in changed):
             self.reconciler.mark(links.CLUSTER, tunnel.TUNNEL)
@@ -213,10 +218,36 @@ class Datapath:
         return self.store.snapshot.nodes.values()
 
     async def _run(self, owners: frozenset[Owner]) -> None:
+        self._status.begin()
         await self.rules.run(owners)
+        self._status.done()
         if any(owner[0] in POLICY_OWNERS for owner in owners):
             self.ended_flows.mark(FLOWS)
         self._committed()
+
+    # What is asked
+
+    def policy_states(self) -> tuple[PolicyState, ...]:
+        """The policies that select Pods of this node: which generation is in force, and since when."""
+        return self._status.of(self.policies.selected())
+
+    def show_policies(self) -> None:
+        """Bring the metrics up to date, if there were commits since."""
+        if self._shown != self.rules.last_check:
+            self._shown = self.rules.last_check
+            METRICS.states = self.policy_states()
+
+    def addresses(self) -> dict[IPAddress, str]:
+        """Those of this node's Pods, and whose they are, as namespace/name."""
+        return {
+            address: f"{each.namespace}/{each.pod}"
+            for each in self._attached.values()
+            for address in each.addresses
+        }
+
+    def named(self, address: IPAddress) -> str:
+        """The Pods of the cluster whose status has an address, as namespace/name; "" for none."""
+        return _named(self.store.snapshot.pods_at(address))
 
     # What was denied
 

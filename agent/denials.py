@@ -49,8 +49,6 @@ DENIALS = Counter(
 LOST = Counter("podwall_denials_lost_total", "Logged packets that were too many to look at")
 UNREADABLE = Counter("podwall_denials_unreadable_total", "Logged packets without readable addresses")
 
-_PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
-
 log = logging.getLogger(__name__)
 
 
@@ -357,7 +355,7 @@ class _Lines:
 def line(denied: Denied) -> str:
     """One event as key=value; addresses with ports where there are any."""
     first, reason = denied.first, denied.reason
-    protocol = _PROTOCOLS.get(first.protocol, str(first.protocol))
+    protocol = headers.PROTOCOL_NAMES.get(first.protocol, str(first.protocol))
     words = [f"event=denied direction={reason.direction} pod={reason.pod} peer={reason.peer}"]
     words += [f"protocol={protocol} source={first.source} destination={first.destination}"]
     if first.dport:

@@ -14,6 +14,8 @@ from typing import NamedTuple
 from agent.cluster.model import IPAddress
 from agent.nft.model import Proto
 
+PROTOCOL_NAMES = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
+
 _WITH_PORTS = frozenset({Proto.TCP, Proto.UDP, Proto.SCTP})
 _FRAGMENT, _AUTHENTICATION = 44, 51
 # hop-by-hop, routing, destination options, mobility, host identity, shim6

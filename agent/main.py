@@ -25,7 +25,7 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
-from agent import calls, datapath, http, metrics, node, services
+from agent import asked, calls, datapath, http, metrics, node, services
 from agent import log as logs
 from agent.cluster.errors import ApiError
 from agent.cluster.model import Event, Node
@@ -195,7 +195,8 @@ class Agent:
 
     async def run(self) -> None:
         """Serve until cancelled. Raises what makes serving impossible, named for its reader."""
-        server = Server(self.config.socket, calls.handlers(self.attachments, self.status), calls.observe)
+        handlers = calls.handlers(self.attachments, self.status, asked.answers(self.datapath))
+        server = Server(self.config.socket, handlers, calls.observe)
         web = self._listen()
         work: asyncio.Task[None] | None = None
         try:
@@ -300,6 +301,7 @@ class Agent:
     async def _sign_of_life(self) -> None:
         self._health.alive()
         metrics.PODS.set(len(self.attachments.current))
+        self.datapath.show_policies()
 
     async def _announce(self, _: frozenset[str]) -> None:
         """When Pods can be attached: tell the runtime, then the cluster. Raises AnnounceError, ApiError."""

@@ -121,6 +121,14 @@ class PolicyCompiler:
             if any(each.id == class_id for each in classes)
         )
 
+    def selected(self) -> dict[PolicyKey, int]:
+        """How many of the attached Pods each policy selects; those that select none are left out."""
+        pods: dict[PolicyKey, set[PodKey]] = {}
+        for owner, classes in self._classes_of.items():
+            for key in {key for of in classes for key in of.policies}:
+                pods.setdefault(key, set()).add(self._local[owner].key)
+        return {key: len(keys) for key, keys in pods.items()}
+
     # Attached Pods
 
     def _take_pod(self, change: Changed) -> set[Owner]:
