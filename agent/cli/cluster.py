@@ -89,14 +89,15 @@ def _of_manifests(files: tuple[Path, ...]) -> Snapshot:
 
 
 def _of_lab() -> Snapshot:
-    from agent.cli.lab import cluster_directory  # noqa: PLC0415 - only this way needs it
+    from lab.names import RUN  # noqa: PLC0415 - only this way needs it
+    from lab.state import read_settings  # noqa: PLC0415
 
-    directory = cluster_directory()
-    if directory is None:
+    settings = read_settings()
+    if settings is None or not settings.complete:
         raise Unreachable(
             "there is no kubeconfig and no lab is up: --kubeconfig FILE, `podwall lab up`, or -f DIR"
         )
-    return _of_manifests((directory,))
+    return _of_manifests((RUN / "cluster",))
 
 
 def _of_api(kubeconfig: Path, context: str) -> Snapshot:

@@ -370,12 +370,6 @@ def _table(rows: Sequence[Sequence[str]]) -> None:
         click.echo("  ".join(cells).rstrip())
 
 
-def cluster_directory() -> Path | None:
-    """Where the objects of the lab that is up lie, for commands that ask about a cluster."""
-    settings = state.read_settings()
-    return RUN / "cluster" if settings is not None and settings.complete else None
-
-
 def _mode(vxlan: bool) -> str:
     return "vxlan" if vxlan else "auto"
 
