@@ -23,7 +23,7 @@ import click
 from lab import manifests, matrix, netns, state
 from lab.expectation import Expected
 from lab.exposed import LabService
-from lab.names import RUN, Address
+from lab.names import Address
 from lab.objects import ManifestError, key_of
 from lab.probe import CONNECTED, TCP, UDP, Outcome, read_answer
 from lab.world import Changes, Lab, LabError, LabPod, PodsError
