@@ -58,6 +58,7 @@ class Lease(msgspec.Struct, frozen=True):
     renewed: datetime | None = None
     transitions: int = 0
     resource_version: str = ""
+    uid: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +211,7 @@ class ApiClient:
         return _lease(self._call("POST", _collection("Lease", lease.namespace), _lease_body(lease)))
 
     def update_lease(self, lease: Lease) -> Lease:
-        """Change a Lease as it was read.  Raises Conflict when somebody else was faster."""
+        """Change a Lease as it was read.  Raises Conflict when somebody was faster, also in removing it."""
         return _lease(self._call("PUT", _path("Lease", (lease.namespace, lease.name)), _lease_body(lease)))
 
     def delete_lease(self, lease: Lease) -> None:
@@ -355,6 +356,8 @@ def _lease_body(lease: Lease) -> dict[str, Any]:
     metadata = {"namespace": lease.namespace, "name": lease.name}
     if lease.resource_version:
         metadata["resourceVersion"] = lease.resource_version
+    if lease.uid:
+        metadata["uid"] = lease.uid  # without it the server makes a Lease anew that was removed
     spec: dict[str, Any] = {
         "holderIdentity": lease.holder,
         "leaseDurationSeconds": lease.duration_s,
@@ -386,6 +389,7 @@ def _lease(data: bytes) -> Lease:
             renewed=datetime.fromisoformat(times["renewTime"]) if times["renewTime"] else None,
             transitions=spec.get("leaseTransitions") or 0,
             resource_version=meta["resourceVersion"],
+            uid=meta["uid"],
         )
     except (msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
         raise Refused(f"the API server's Lease cannot be read: {error}") from error

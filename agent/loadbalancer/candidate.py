@@ -45,13 +45,13 @@ class Candidate:
         clock: Clock = boottime,
     ) -> None:
         self.name = name
-        self.error: Exception | None = None
         self._node = node
         self._leases = leases
         self._timing = timing
         self._changed = changed
         self._clock = clock
         self._claim = Claim(node, timing)
+        self._failures: dict[str, str] = {}  # what the last attempt of each step came to
         self._told = False
         self._leaving = False
         self._wake = asyncio.Event()
@@ -120,14 +120,19 @@ class Candidate:
         except (Conflict, NotFound):
             self._claim.lost_race()
         except Exception as error:
-            if str(error) != str(self.error):
-                known = error if not isinstance(error, ApiError) else None
-                text = "event=lease-failed lease=%s step=%s error=%r"
-                log.warning(text, self.name, step.verb, str(error), exc_info=known)
-            self.error = error
+            self._note(step, error)
             self._claim.failed(self._clock())
         else:
-            self.error = None
+            self._failures.pop(step.verb, None)
+
+    def _note(self, step: Step, error: Exception) -> None:
+        """Log a failure once, however often it is tried."""
+        if self._failures.get(step.verb) == str(error):
+            return
+        self._failures[step.verb] = str(error)
+        unknown = None if isinstance(error, ApiError) else error
+        text = "event=lease-failed lease=%s step=%s error=%r"
+        log.warning(text, self.name, step.verb, str(error), exc_info=unknown)
 
     async def _attempt(self, step: Step) -> None:
         if step.verb == "read":

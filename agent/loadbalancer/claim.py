@@ -67,7 +67,7 @@ class Claim:
         self._known = False  # whether a write may be based on that answer
         self._unchanged_since = self._read_at = NEVER
         self._sent_at = self._renewed_at = NEVER
-        self._held_until = self._not_before = NEVER
+        self._held_until = self._not_before = self._bereft_until = NEVER
 
     # What it is for
 
@@ -121,7 +121,7 @@ class Claim:
 
     def _take_at(self, rank: int) -> float:
         if self._lease is None or not self._lease.holder:
-            return self._unchanged_since + rank * self._timing.stagger_s
+            return max(self._bereft_until, self._unchanged_since + rank * self._timing.stagger_s)
         duration = max(self._timing.duration_s, self._lease.duration_s)
         # Who is second is a little later: two that try at once cost a write that fails.
         return self._unchanged_since + duration + rank * 0.1
@@ -138,6 +138,9 @@ class Claim:
         blind = now - self._read_at > self._timing.duration_s
         if blind or not _same(lease, self._lease):
             self._unchanged_since = now
+        if lease is None and self._lease is not None and self._lease.holder not in {"", self._node}:
+            # Somebody removed it under its holder's hands, who may not know it yet.
+            self._bereft_until = now + max(self._timing.duration_s, self._lease.duration_s)
         self._known, self._lease, self._read_at = True, lease, now
 
     def wrote(self, now: float, lease: Lease) -> None:

@@ -70,7 +70,7 @@ class ApiLeases:
         await self._call(lambda: self._client.delete_lease(lease))
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(cancel_futures=True)  # none takes longer than an answer
         self._client.close()
 
     async def _call(self, call: Callable[[], T]) -> T:

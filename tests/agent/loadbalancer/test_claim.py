@@ -333,6 +333,19 @@ def test_an_outage_of_the_server_moves_nothing() -> None:
     assert cluster.holders() == first
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_a_lease_that_an_administrator_removes(seed: int) -> None:
+    """Heirs that saw who held it wait as long as for one that is dead; the holder makes it again."""
+    cluster = Cluster(seed, slowest_s=0.1)
+    cluster.run(5 + cluster.random.uniform(0, 1))
+    before = cluster.holders()
+    cluster.network.cut = set(cluster.random.choice([[], before]))
+    cluster.server.lease = None
+    cluster.run(10)
+    if not cluster.network.cut:
+        assert (cluster.holders(), len(cluster.held)) == (before, 1)
+
+
 def test_a_restarted_holder_goes_on_at_once() -> None:
     cluster = Cluster()
     cluster.run(5)
