@@ -290,11 +290,12 @@ class Lab:
         *,
         times: int = 1,
         own: Address | str | None = None,
+        quiet: float = probe.QUIET,
     ) -> list[probe.Outcome]:
         """Connect so many times at once, from an own address if given; read them with probe.read_answer."""
         target, bound = ip_address(str(address)), ip_address(str(own)) if own else None
         asked = probe.Probe(self.netns(source), target, port, protocol, bound, b"all")
-        return probe.run([asked] * times)
+        return probe.run([asked] * times, quiet)
 
     def probe(
         self, source: str, address: Address | str, port: int, protocol: str = probe.TCP, ask: str = "name"

@@ -104,7 +104,7 @@ class Datagrams:
     ) -> None:
         self._socket.close()
 
-    def ask(self, seconds: float = 0.05) -> str:
+    def ask(self, seconds: float = 1.0) -> str:
         """Who answers now; "refused" or "silent" when nobody does."""
         self._socket.settimeout(seconds)
         try:

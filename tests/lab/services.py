@@ -18,6 +18,9 @@ from lab.world import Lab
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "services"
 FAMILIES = (4, 6)
+SOON = 0.3
+"""Seconds of silence that are enough where one asks again."""
+
 LIMIT = 5.0 * SLOWNESS
 """Seconds until what was applied must be in force; agents look at the lab's files every 50 ms."""
 
@@ -70,9 +73,10 @@ def answers(
     *,
     times: int = 1,
     own: Address | None = None,
+    quiet: float = probe.QUIET,
 ) -> list[Answer | None]:
     """What so many connections at once were told; None for each that was not answered."""
-    outcomes = lab.ask(source, address, number, protocol, times=times, own=own)
+    outcomes = lab.ask(source, address, number, protocol, times=times, own=own, quiet=quiet)
     return [probe.read_answer(outcome) for outcome in outcomes]
 
 

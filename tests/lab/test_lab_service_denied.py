@@ -236,14 +236,11 @@ class World:
         packet = FirstPacket(str(mine), str(way.address), way.protocol, way.port)
         if not self.oracle.allows_egress(packet):
             return None
-        as_node = source.is_node
-        if self.tunnel and not as_node:  # to a node's own address no tunnel leads: it leaves as from its node
-            mine, as_node = of_version(self.nodes[source.node].addresses, way.address.version), True
-        if way.via == SERVER_NODE:
-            return mine if self._enters(mine, way) else None
-        if as_node:
-            return None  # for node3 a packet of node2 comes from outside the cluster
-        return way.address if self._enters(way.address, way) else None
+        if way.via != SERVER_NODE:
+            return None  # a node without an endpoint of its own has nobody to give it to
+        if self.tunnel:  # to a node's own address no tunnel leads: it leaves as from its node
+            mine = of_version(self.nodes[source.node].addresses, way.address.version)
+        return mine if self._enters(mine, way) else None
 
     def _leaves(self, mine: Address, way: Way) -> bool:
         return self.oracle.allows_egress(self._packet(mine, way))

@@ -36,11 +36,15 @@ LEGACY = ip_address("203.0.113.10")
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     with Lab(nodes=3, given=example(*FILES)) as made:
-        everybody = named(made, "default/my-app-")
-        eventually(
-            lambda: pods_of(answers(made, "node3", made.service("my-app").address(6), 80, times=30)),
-            lambda seen: set(seen) == everybody,
-        )
+        open_to_nodes = [
+            Asking(node, address, service.ports[0].port)
+            for node in NODES
+            for service in made.services()
+            for address in service.cluster_addresses
+            if service.namespace == "default"
+        ]
+        seen = eventually(lambda: pods_answering(made, open_to_nodes), lambda seen: {""} not in seen)
+        assert {""} not in seen
         yield made
 
 
