@@ -319,15 +319,15 @@ class Notifications:
         self._wake.set()
 
     async def foreign(self) -> AsyncIterator[Foreign]:
-        """What others changed, gathered over 50 ms."""
+        """What others changed: the first at once, what follows it gathered over 50 ms."""
         while self._socket is not None:
             await self._wake.wait()
-            await asyncio.sleep(DEBOUNCE_S)
             self._wake.clear()
             found, self._touched = Foreign(frozenset(self._touched), self._lost), set()
             self._lost = False
             if found.tables or found.lost:
                 yield found
+                await asyncio.sleep(DEBOUNCE_S)
 
     def wait(self) -> None:
         """An own commit begins."""
