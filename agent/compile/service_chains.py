@@ -6,9 +6,9 @@ Only the first packet of a flow passes here (chains of type nat); connection tra
       |                                             |                            |
       v  to a Service with source ranges that do not hold the sender: drop       |   (all three)
       |                                             |                            v
-      |                                             |     externalTrafficPolicy Local: `outside`,
-      v  a NodePort of another node: `node_ports`   |     `outside_node_ports` (endpoints of this node)
-      |                                             |                            |
+      |                                             |     externalTrafficPolicy Local: `outside`
+      v  a NodePort of another node: `node_ports`   v  a NodePort of this node: `outside_node_ports`
+      |                                             |     (with Local endpoints of this node alone)
       +---------------------------------------------+----------------------------+
       v  address . protocol . port in `frontends`     (ClusterIP, load balancer and external addresses)
       v  an own address of this node: `node_ports`, then ports that Pods have of the node (`host_ports`)
@@ -260,7 +260,7 @@ def _chains(limited: bool) -> Iterator[Chain]:
     yield _hooked("services_output", "nat", "output", DESTINATION_NAT, _by_family("output"))
     for family in FAMILIES:
         where = _node_port_address(family, limited)
-        yield _chain(f"prerouting_ipv{family}", _prerouting(family))
+        yield _chain(f"prerouting_ipv{family}", _prerouting(family, where))
         on_loopback = _to_host_port_on_loopback(family)
         yield _chain(
             f"output_ipv{family}", (_not_admitted(family), on_loopback, _to(f"from_here_ipv{family}"))
@@ -314,10 +314,16 @@ def _by_family(name: str) -> tuple[Rule, Rule]:
     return Rule((v4, Verdict("goto", f"{name}_ipv4"))), Rule((Verdict("goto", f"{name}_ipv6"),))
 
 
-def _prerouting(family: Family) -> Iterator[Rule]:
+def _prerouting(family: Family, where: tuple[Match, ...]) -> Iterator[Rule]:
+    """Another node's Pod asks for a port of this node only with externalTrafficPolicy Local.
+
+    Otherwise its own node has translated it. So nothing it sends leaves here under this node's address.
+    """
     yield _not_admitted(family)
     yield _to(f"from_here_ipv{family}", *_on_pod_link("iifname"))
     other_pod = Match(Payload(_IP[family], "saddr"), "==", Named(POD_CIDRS[family].name))
+    own = (other_pod, *_to_own_address(family), *where)
+    yield _found(family, OUTSIDE_NODE_PORTS, Concat(_TO), *own)
     yield _to(f"to_service_ipv{family}", other_pod)
     yield _to(f"from_outside_ipv{family}")
 
