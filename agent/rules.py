@@ -63,10 +63,13 @@ class Rules:
         """
         for owner in owners:
             self._desired.replace(owner, self._compile(owner))
-        changes: Changes = self._desired.take()
         trusted, self._trusted = self._trusted, True  # who distrusts from now on means the next run
+        changes: Changes = {}
         try:
-            if not trusted:
+            if trusted:
+                changes = self._desired.take()
+            else:
+                self._desired.forget()
                 have = await self._kernel.read(self._tables)
                 changes = await asyncio.to_thread(difference, have, self._desired.ruleset)
             text = transaction(changes, self._desired.ruleset)

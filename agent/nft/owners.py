@@ -55,6 +55,10 @@ class Desired:
         self._before = {}
         return {name: change for name, change in changes.items() if change.before != change.after}
 
+    def forget(self) -> None:
+        """Let the changes since the last call go, where the whole ruleset is compared anyway."""
+        self._before = {}
+
     def _hold(self, owner: Owner, name: ItemId, item: Item) -> None:
         self._remember(name)
         holder = self._holder.get(name)
