@@ -52,8 +52,8 @@ CLAIM_ATTEMPTS, CLAIM_PAUSE_S = 20, 0.1  # as long as another agent may need to 
 REAP_S = 60.0
 RESYNC_S = 300.0
 GC_THRESHOLD = (50_000, 20, 10)
-"""A large cluster's objects come at once and stay. To look for cycles among them all the while takes a seventh
-of the start with 10,000 Services, and each look later on stops everything for a moment."""
+"""A large cluster's objects come at once and stay. To look for cycles among them all the while takes a
+seventh of the start with 10,000 Services, and each look later on stops everything for a moment."""
 
 log = logging.getLogger(__name__)
 
