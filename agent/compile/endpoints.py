@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address
 from typing import Literal, TypeAlias
 
@@ -91,6 +92,7 @@ def ready_here(slices: Iterable[EndpointSlice], here: Here) -> int:
     return max(sum(address.version == family for address in ready) for family in (4, 6))
 
 
+@lru_cache(maxsize=1 << 16)
 def unusable(address: IPAddress) -> str:
     """Why traffic must not be led to an address, "" when it may.
 

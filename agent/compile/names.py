@@ -5,6 +5,7 @@ into comments only, never into the names of chains or sets: these carry a digest
 """
 
 import hashlib
+import re
 
 from agent.nft.model import TableName
 from agent.nft.render import COMMENT_BYTES
@@ -17,6 +18,7 @@ LINK_PREFIX = "podwall"  # of a Pod link's host end: podwall and eight hexadecim
 DEVICE_PREFIX = "podwall-"  # of podwall's other devices, such as podwall-vxlan
 
 DIGEST_DIGITS = 12
+_HOLDABLE = re.compile(r"[ !#-\[\]-~]*")  # printable ASCII but the quote and the backslash
 
 
 def digest(*parts: str) -> str:
@@ -27,13 +29,11 @@ def digest(*parts: str) -> str:
 
 def comment(*parts: str) -> str:
     """Parts joined by slashes as nft takes a comment: what it cannot hold becomes '?', the middle may go."""
-    text = "".join(letter if _holds(letter) else "?" for letter in "/".join(parts))
+    text = "/".join(parts)
+    if not _HOLDABLE.fullmatch(text):
+        text = "".join(letter if _HOLDABLE.fullmatch(letter) else "?" for letter in text)
     if len(text) <= COMMENT_BYTES:
         return text
     mark = f"~{digest(*parts)}~"
     ends = COMMENT_BYTES - len(mark)
     return text[: ends - ends // 2] + mark + text[-(ends // 2) :]
-
-
-def _holds(letter: str) -> bool:
-    return " " <= letter <= "~" and letter not in '"\\'

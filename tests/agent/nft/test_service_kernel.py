@@ -453,6 +453,7 @@ def test_affinity_ends_after_its_timeout(network: None, with_kernel: WithKernel,
 
 async def _entries_end(kernel: Kernel) -> None:
     """Wait until no client is remembered."""
+    remembered = set(chains.STICKY_CLIENTS.values())
     async with asyncio.timeout(5):
-        while set(chains.STICKY_CLIENTS.values()) & (await kernel.read([SERVICES_TABLE])).elements.keys():
-            await asyncio.sleep(0.05)  # noqa: ASYNC110 - the kernel tells nobody
+        while remembered & (await kernel.read([SERVICES_TABLE])).elements.keys():  # noqa: ASYNC110 - no event
+            await asyncio.sleep(0.05)
