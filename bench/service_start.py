@@ -23,7 +23,7 @@ from stage import objects, sandbox
 from stage.commits import listening
 from stage.figures import Target, machine, report, say, table
 from stage.node import Use, places
-from stage.serving import PEERS, PODWALL, packed, peer
+from stage.serving import MOST, PEERS, PODWALL, packed, peer
 
 from lab import netns
 from lab.names import NodePlace
@@ -31,7 +31,6 @@ from lab.names import NodePlace
 START_LIMIT_S = 120.0
 QUIET_S = 2.0
 TARGETED = 10_000
-MOST_FOR_IPTABLES = 1000  # 10,000 take iptables 1.8.9, in nf_tables, more than two minutes
 MANY = 20_000
 """So many Services are started with once only: kube-proxy takes long for them."""
 
@@ -93,7 +92,7 @@ def main() -> None:
     for services in arguments.services:
         for number in range(arguments.rounds if services < MANY else 1):
             for name in arguments.peers:
-                if name.endswith("iptables") and services > MOST_FOR_IPTABLES:
+                if services > MOST.get(name, services):
                     continue
                 say(f"{services} Services, round {number + 1}: {name}")
                 taken[name, services].append(start(name, next(nodes), services))

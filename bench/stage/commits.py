@@ -22,6 +22,7 @@ NEWGEN = 10 << 8 | 15  # nf_tables' subsystem, NFT_MSG_NEWGEN
 SO_RCVBUFFORCE = 33
 RECEIVE_BYTES = 256 << 20
 READ_BYTES = 1 << 18
+LOST = b""
 HEAD = struct.Struct("=IH")  # a message's length and type
 
 
@@ -49,8 +50,10 @@ class Commits:
         found = not about
         while (left := end - time.perf_counter()) > 0:
             message = self._next(left)
-            found = found or (message is not None and about in message)
-            if message is not None and _is_commit(message):
+            if message is None:
+                continue
+            found = found or about in message or message == LOST
+            if _is_commit(message):
                 if found:
                     return time.perf_counter()
                 found = not about
@@ -68,13 +71,13 @@ class Commits:
         raise TimeoutError(f"commits go on after {limit_s:g} s")
 
     def _next(self, limit_s: float) -> bytes | None:
-        """The next message; None when there is none in time, and one without an end when some were lost."""
+        """The next message; None when there is none in time, LOST when some were lost."""
         if not select.select([self._socket], [], [], limit_s)[0]:
             return None
         try:
             return self._socket.recv(READ_BYTES)
         except OSError:
-            return b""
+            return LOST
 
 
 def _is_commit(message: bytes) -> bool:

@@ -25,8 +25,10 @@ PROBED = "probed"
 
 
 def nodes(own: NodePlace, others: int) -> Iterator[Object]:
-    """The measured Node and others on its link."""
-    yield node_object(own)
+    """The measured Node, whose network was announced before, and others on its link."""
+    announced = {"type": "NetworkUnavailable", "status": "False"}
+    node = node_object(own)
+    yield {**node, "status": {**node["status"], "conditions": [*node["status"]["conditions"], announced]}}
     for number in range(others):
         name, cidrs = f"other{number}", [f"10.245.{number}.0/24", f"fd00:10:245:{number:x}::/64"]
         addresses = [f"172.30.0.{100 + number}", f"fd30::{0x100 + number:x}"]
