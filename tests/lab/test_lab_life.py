@@ -16,7 +16,8 @@ from lab import manifests, names, netns, processes, state
 from lab.limits import SLOWNESS
 from lab.world import Lab, LabError
 
-HELLO = Path(__file__).parents[2] / "examples" / "hello"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+HELLO, SERVICES = EXAMPLES / "hello", EXAMPLES / "services"
 ON_NODE3 = """
 {apiVersion: v1, kind: Pod, metadata: {name: late},
  spec: {containers: [{name: c, ports: [{containerPort: 8080}]}]}}
@@ -95,6 +96,23 @@ def test_the_commands_one_after_the_other(tmp_path: Path) -> None:
     )
     podwall("apply", "-f", tmp_path)
     assert "all as expected" in podwall("matrix").stdout
+    (tmp_path / "policy.yaml").unlink()
+    podwall(
+        "apply", "--prune", "-f", HELLO, "-f", SERVICES / "cluster-ip.yaml", "-f", SERVICES / "client.yaml"
+    )
+    [service] = json.loads(podwall("services", "-o", "json").stdout)
+    assert [port["port"] for port in service["ports"]] == [80]
+    processes.until(
+        lambda: subprocess.run([*PODWALL, "connect", "client", "my-app:80"], check=False).returncode == 0,
+        10,
+        lambda: "my-app does not answer",
+    )
+    told = podwall("connect", "client", "my-app:80", "--times", "30").stdout
+    assert service["cluster_addresses"][1] in told
+    assert len({line.split()[1] for line in told.splitlines() if " on 10.244." in line}) == 3
+    assert "asked by fd00:10:244:" in told
+    assert "refused" in podwall("connect", "node1", "[::1]:80", expect=1).stdout
+
     assert "4 stopped" in podwall("delete", "-f", HELLO / "hello.yaml").stderr
     podwall("down")
     assert "no lab is up" in podwall("down").stderr
