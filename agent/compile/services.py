@@ -123,7 +123,8 @@ class ServiceCompiler:
         """What an owner owns now, nothing if it is gone; () for the owners of others."""
         match owner:
             case chains.STATIC:
-                return chains.static(self._settings.enabled, self._settings.node_port_addresses)
+                settings = self._settings
+                return chains.static(settings.enabled, settings.node_port_addresses, settings.pools)
             case chains.NODE_ADDRESSES if self._settings.enabled:
                 return tuple(self._nodes.items())
             case ("service", namespace, name) if (namespace, name) in self._served:
@@ -305,9 +306,10 @@ class ServiceCompiler:
         for way in served.ways:
             holder = self._claims.holder(way.claim)
             if holder is not None and holder != key:
-                has = f"port {way.claim.port}/{way.claim.protocol}"
-                where = "NodePort" if way.claim.address is None else str(way.claim.address)
-                yield f"{way.field}: Service {'/'.join(holder)} is older and has {has} of {where}"
+                port = f"{way.claim.port}/{way.claim.protocol}"
+                at = way.claim.address
+                what = f"NodePort {port}" if at is None else f"port {port} of {at}"
+                yield f"{way.field}: Service {'/'.join(holder)} is older and has {what}"
         for backends in self._backends.get(key, ()):
             if backends.balancer.count < len(backends.endpoints):
                 yield (

@@ -99,6 +99,7 @@ class World:
     """A node in a cluster: objects and attachments come and go, packets are judged."""
 
     def __init__(self, *manifests: Manifest) -> None:
+        self._links: dict[str, str] = {}  # of attached Pods, whatever their status says
         self.compiler = PolicyCompiler(NODE)
         self.desired = Desired()
         self.desired.replace(("links",), links.static())
@@ -139,12 +140,15 @@ class World:
         local = attachment(of)
         items = links.link(link_of(of), local.addresses, local.namespace, local.name)
         self.desired.replace(links.link_owner(local.container_id, local.ifname), items)
+        self._links |= {str(address): link_of(of) for address in local.addresses}
         self._compile(self.compiler.attach(local))
 
     def detach(self, of: Manifest) -> None:
         local = attachment(of)
         self._compile(self.compiler.detach(local.container_id, local.ifname))
         self.desired.replace(links.link_owner(local.container_id, local.ifname), ())
+        for address in map(str, local.addresses):
+            self._links.pop(address, None)
 
     def _compile(self, owners: Iterable[tuple[str, ...]]) -> None:
         for owner in owners:
@@ -176,6 +180,8 @@ class World:
         return self.judge(FirstPacket(source, target, protocol, port)).accepted
 
     def _link(self, address: str) -> str:
+        if address in self._links:
+            return self._links[address]
         for each in self.manifests.values():
             if is_attached(each) and address in pod_addresses(each):
                 return link_of(each)
