@@ -41,12 +41,14 @@ class ServiceSettings:
     """What the configuration says: whether Services are served, and what of them is allowed.
 
     `external_ips`: the ranges that externalIPs may be in. `node_port_addresses`: the own addresses on which
-    NodePorts are served, () for all.
+    NodePorts are served, () for all. `pools`: the addresses that podwall gives to Services of type
+    LoadBalancer, which refuse packets to ports that no Service has.
     """
 
     enabled: bool = True
     external_ips: tuple[IPNetwork, ...] = ()
     node_port_addresses: tuple[IPNetwork, ...] = ()
+    pools: tuple[IPNetwork, ...] = ()
 
 
 class Claim(NamedTuple):

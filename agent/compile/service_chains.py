@@ -12,7 +12,7 @@ Only the first packet of a flow passes here (chains of type nat); connection tra
       +---------------------------------------------+----------------------------+
       v  address . protocol . port in `frontends`     (ClusterIP, load balancer and external addresses)
       v  an own address of this node: `node_ports`, then ports that Pods have of the node (`host_ports`)
-      v  an address of `cluster_ips`, with a port that no Service has: refuse
+      v  an address of `cluster_ips` or `pool_addresses`, with a port that no Service has: refuse
     no Service's: untouched
 
 What is found is a list of endpoints, and of the list an endpoint; their numbers stand in `ct mark`:
@@ -134,6 +134,7 @@ STICKY_CLIENTS, SERVING = _names("sticky"), _names("serving")
 RANGED, ADMITTED = _names("ranged"), _names("admitted")
 CLUSTER_IPS, NODES, POD_CIDRS = _names("cluster_ips"), _names("nodes"), _names("pod_cidrs")
 NODE_PORT_ADDRESSES = _names("node_port_addresses")
+POOL_ADDRESSES = _names("pool_addresses")
 HOST_PORTS, HOST_PORTS_AT = _names("host_ports"), _names("host_ports_at")
 LOCAL_NODE_PORTS = SetName(SERVICES_TABLE, "local_node_ports")
 
@@ -167,8 +168,13 @@ def balancer_of(owner: Owner) -> tuple[Balancer, Family]:
     return Balancer(int(count), int(timeout)), 4 if family == "4" else 6
 
 
-def static(services: bool, node_port_addresses: tuple[Network, ...] = ()) -> tuple[Item, ...]:
-    """The table, its maps and chains; without `services` only what ports of the node for Pods need."""
+def static(
+    services: bool, node_port_addresses: tuple[Network, ...] = (), pools: tuple[Network, ...] = ()
+) -> tuple[Item, ...]:
+    """The table, its maps and chains; without `services` only what ports of the node for Pods need.
+
+    `pools` are the addresses that podwall gives to Services of type LoadBalancer.
+    """
     items: list[Item] = [Table(*SERVICES_TABLE), *_host_port_sets()]
     if not services:
         return (*items, *_host_port_chains())
@@ -176,6 +182,7 @@ def static(services: bool, node_port_addresses: tuple[Network, ...] = ()) -> tup
         *items,
         *_sets(),
         *_node_port_addresses(node_port_addresses),
+        *(Element(POOL_ADDRESSES[network.version], network) for network in outermost(pools)),
         *_chains(limited=bool(node_port_addresses)),
         *_fixed_balancers(),
     )
@@ -224,6 +231,7 @@ def _sets() -> Iterator[Set]:
         yield _set(RANGED[family], at)
         yield _ranges(ADMITTED[family], (*at, kind))
         yield _set(CLUSTER_IPS[family], (kind,))
+        yield _ranges(POOL_ADDRESSES[family], (kind,))
         yield _set(NODES[family], (kind,))
         yield _ranges(POD_CIDRS[family], (kind,))
     yield _set(LOCAL_NODE_PORTS, _PORT)
@@ -356,8 +364,9 @@ def _from_here(family: Family, where: tuple[Match, ...]) -> Iterator[Rule]:
 def _to_service(family: Family) -> Iterator[Rule]:
     yield _found(family, FRONTENDS, _address_and_port(family))
     yield _own_address(family)
-    unused = Match(Payload(_IP[family], "daddr"), "==", Named(CLUSTER_IPS[family].name))
-    yield Rule((unused, Verdict("goto", "refuse")), "a port that no Service has")
+    for names in (CLUSTER_IPS, POOL_ADDRESSES):
+        unused = Match(Payload(_IP[family], "daddr"), "==", Named(names[family].name))
+        yield Rule((unused, Verdict("goto", "refuse")), "a port that no Service has")
 
 
 def _own_address(family: Family) -> Rule:

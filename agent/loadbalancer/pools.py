@@ -19,11 +19,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import ip_network
+from ipaddress import ip_network, summarize_address_range
 from itertools import combinations
 
 from agent.cluster import values
-from agent.cluster.model import IPAddress
+from agent.cluster.model import IPAddress, IPNetwork
 
 _FIELDS = ("name", "addresses", "namespaces", "service_selector", "auto_assign")
 _UNUSABLE = tuple(
@@ -78,6 +78,10 @@ class AddressRange:
     def __str__(self) -> str:
         return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
 
+    def networks(self) -> Iterator[IPNetwork]:
+        """All addresses from first to last."""
+        yield from summarize_address_range(self.first, self.last)
+
     def overlaps(self, other: AddressRange) -> bool:
         return (
             self.family == other.family
@@ -107,6 +111,11 @@ class Pool:
         if self.namespaces and namespace not in self.namespaces:
             return False
         return all(labels.get(key) == value for key, value in self.service_selector.items())
+
+    def networks(self) -> Iterator[IPNetwork]:
+        """The addresses in CIDRs, with those that are never given."""
+        for each in self.ranges:
+            yield from each.networks()
 
     def size(self, family: int) -> int:
         """How many addresses of a family the pool has."""

@@ -146,7 +146,17 @@ def test_outside_reaches_the_service_through_one_node(lab: Lab, prober: Prober) 
     begin = time.monotonic()
     prober.ask_until(lambda: time.monotonic() - begin > 4.0)
     assert len(prober.order) == 1, "over several renewals, no second node answers"
-    assert connects(lab, ip_address("172.30.0.201")) is False
+
+
+def test_ports_that_no_service_has_are_refused(lab: Lab) -> None:
+    """At once, from everywhere; an address of the pool that no Service has is nobody's on the link."""
+    for address in (FOUR, SIX):
+        answerer(lab, address)
+        until(lambda: connects(lab, address))  # noqa: B023 - asked at once
+        for source in ("outside", "node1", "node2", "node3", "web-1"):
+            assert (source, lab.connect(source, address, 81)) == (source, "refused")
+    assert lab.connect("outside", ip_address("172.30.0.209"), 80) in {"silent", "unreachable"}
+    assert lab.connect("web-1", ip_address("172.30.0.209"), 80) == "refused"
 
 
 def die(lab: Lab, node: str) -> float:

@@ -87,6 +87,18 @@ def test_what_is_said_of_pools_that_cannot_be_used(value: object, sentence: str)
         parse_pools(value)
 
 
+def test_the_networks_of_a_pool() -> None:
+    pool = parse_pools([{"name": "p", "addresses": ["10.0.0.1-10.0.0.6", "10.1.0.0/16", "2001:db8::7"]}])[0]
+    assert [str(each) for each in pool.networks()] == [
+        "10.0.0.1/32",
+        "10.0.0.2/31",
+        "10.0.0.4/31",
+        "10.0.0.6/32",
+        "10.1.0.0/16",
+        "2001:db8::7/128",
+    ]
+
+
 def test_whom_a_pool_serves() -> None:
     pool = parse_pools(
         [{"name": "p", "addresses": ["10.0.0.1"], "namespaces": ["a"], "service_selector": {"tier": "web"}}]
