@@ -18,7 +18,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_address, ip_network
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -131,7 +131,10 @@ def _networks(value: object) -> tuple[IPNetwork, ...]:
     if not isinstance(texts, (list, tuple)):
         raise ValueError(allowed)
     try:
-        return tuple(ip_network(str(text)) for text in texts)
+        networks = [ip_network(str(text)) for text in texts]
+        of_4 = [each for each in networks if isinstance(each, IPv4Network)]
+        of_6 = [each for each in networks if isinstance(each, IPv6Network)]
+        return (*collapse_addresses(of_4), *collapse_addresses(of_6))  # no two may overlap in a set
     except ValueError as error:
         raise ValueError(f"{allowed} ({error})") from None
 

@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable, Iterable
 
 from agent import metrics
-from agent.nft.diff import Changes, difference, transaction
+from agent.nft.diff import Change, Changes, difference, transaction
 from agent.nft.kernel import Kernel, NftError
-from agent.nft.model import Item, Owner, Ruleset, TableName
+from agent.nft.model import Item, ItemId, Owner, Ruleset, TableName
 from agent.nft.owners import Desired
 
 log = logging.getLogger(__name__)
@@ -93,3 +93,81 @@ class Rules:
         self.commits += 1
         self.last_commit = time.time()
         log.info("event=committed items=%d bytes=%d ms=%.1f", items, len(text), seconds * 1e3)
+
+
+class TolerantRules(Rules):
+    """Rules in which an owner whose change nft or the kernel refuses stays as it was, and all others go on.
+
+    `may_stay_behind` says which owners may; each in `behind` is tried again when it is dirty again. Who is
+    refused is found by halving, which takes long with many owners but need never happen: what is compiled
+    has been checked.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        compile_owner: Callable[[Owner], Iterable[Item]],
+        tables: frozenset[TableName],
+        may_stay_behind: Callable[[Owner], bool],
+    ) -> None:
+        super().__init__(kernel, self._compile_unless_behind, tables)
+        self.behind: dict[Owner, str] = {}
+        self._former: dict[Owner, tuple[Item, ...]] = {}
+        self._compile_anew = compile_owner
+        self._may_stay_behind = may_stay_behind
+
+    async def run(self, owners: frozenset[Owner]) -> Changes:
+        """Compile these owners, commit what differs and return that.
+
+        Raises NftError when it is not the fault of single owners; the old rules are in force then.
+        """
+        suspects = sorted(filter(self._may_stay_behind, owners))
+        self._former |= {owner: self._desired.owned(owner) for owner in suspects}
+        try:
+            return await self._run(owners, suspects)
+        except BaseException:
+            for owner in suspects:  # what was refused must not be taken for what was in force
+                self._desired.replace(owner, self._former[owner])
+            raise
+        finally:
+            self._former = {owner: self._former[owner] for owner in self.behind}
+
+    async def _run(self, owners: frozenset[Owner], suspects: list[Owner]) -> Changes:
+        self._try_again(suspects)
+        try:
+            return await super().run(owners)
+        except NftError as error:
+            if error.reason != "refused" or not suspects:
+                raise
+            self._keep_behind(suspects, error.message)
+        changes = dict(await super().run(owners))
+        await self._catch_up(suspects, changes)
+        return changes
+
+    async def _catch_up(self, suspects: list[Owner], changes: dict[ItemId, Change]) -> None:
+        """Bring forward all but those that are refused alone."""
+        groups = [suspects]
+        while groups:
+            group = groups.pop()
+            self._try_again(group)
+            try:
+                changes |= await super().run(frozenset(group))
+            except NftError as error:
+                self._keep_behind(group, error.message)
+                if error.reason != "refused":
+                    raise
+                changes |= await super().run(frozenset(group))
+                middle = len(group) // 2
+                groups += [group[:middle], group[middle:]] if middle else []
+        for owner in self.behind.keys() & set(suspects):
+            log.error("event=refused owner=%s error=%r", "/".join(owner), self.behind[owner])
+
+    def _keep_behind(self, owners: Iterable[Owner], reason: str) -> None:
+        self.behind |= dict.fromkeys(owners, reason)
+
+    def _try_again(self, owners: Iterable[Owner]) -> None:
+        for owner in owners:
+            self.behind.pop(owner, None)
+
+    def _compile_unless_behind(self, owner: Owner) -> Iterable[Item]:
+        return self._former[owner] if owner in self.behind else self._compile_anew(owner)

@@ -25,7 +25,8 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple, TypeAlias
 
-from agent.cluster.model import IPAddress, IPNetwork, Protocol
+from agent.cluster.model import EndpointSlice, IPAddress, IPNetwork, Protocol, Service
+from agent.cluster.store import Changed
 from agent.compile import service_chains
 from agent.conntrack import GRACE_S, Ended, Endpoint, Flow, end_flows, list_flows
 from agent.nft.diff import Changes
@@ -35,8 +36,7 @@ from cni.spec import PortMapping
 
 _NAMES: Mapping[int, Protocol] = {Proto.UDP: "UDP", Proto.SCTP: "SCTP"}
 PROTOCOLS = frozenset(_NAMES)
-DATAGRAMS = frozenset(_NAMES.values())
-"""The same, as Kubernetes names them."""
+_DATAGRAMS = frozenset(_NAMES.values())
 
 _FRONTENDS = frozenset(
     name
@@ -145,6 +145,17 @@ def _is_at(mapping: PortMapping, address: IPAddress) -> bool:
     if at is not None and not at.is_unspecified:
         return at == address
     return not address.is_loopback and (at is None or at.version == address.version)
+
+
+def concerns_datagrams(change: Changed) -> bool:
+    """Whether flows of UDP or SCTP may have to end by it; a Node's may: it can change what is near."""
+    ports = [
+        port.protocol
+        for side in (change.before, change.after)
+        if isinstance(side, (Service, EndpointSlice))
+        for port in side.ports
+    ]
+    return change.kind == "Node" or not _DATAGRAMS.isdisjoint(ports)
 
 
 def removed_frontends(changes: Changes) -> frozenset[Destination]:

@@ -42,12 +42,12 @@ from agent.pods.model import Attachment
 from agent.reconcile import Reconciler
 from agent.reports import Reports
 from agent.routes.kernel import RouteError
-from agent.rules import Rules
+from agent.rules import TolerantRules
 from agent.service_flows import (
-    DATAGRAMS,
     Destination,
     Places,
     Target,
+    concerns_datagrams,
     end_stale,
     removed_frontends,
     target_of,
@@ -58,13 +58,19 @@ KINDS: tuple[Kind, ...] = ("Node", "Service", "EndpointSlice")
 
 TABLES = frozenset({SERVICES_TABLE})
 HOST_PORT = "host-port"  # the first word of who owns an attachment's ports of the node
+ISOLATED = frozenset({"service", HOST_PORT})  # whose change may be refused without stopping others
 FLOWS = "flows"  # the only key of its reconciler
 TRIGGERED = "endpoints.kubernetes.io/last-change-trigger-time"
 ORPHANS_EVERY_S = 60.0
+BEHIND_EVERY_S = 30.0  # how often what was refused is tried again, though nothing of it changed
 
 LocalAddresses = Callable[[], Awaitable[frozenset[IPAddress]]]
 
 log = logging.getLogger(__name__)
+
+
+class HostPortError(Exception):
+    """The kernel refused what leads ports of the node to a Pod."""
 
 
 class Services:
@@ -83,7 +89,7 @@ class Services:
         reports: Reports,
         committed: Callable[[], None],
     ) -> None:
-        self.rules = Rules(kernel, self._compile, TABLES)
+        self.rules = TolerantRules(kernel, self._compile, TABLES, lambda owner: owner[0] in ISOLATED)
         self.reconciler = Reconciler[Owner]("services", self._run, expected=NftError)
         self.ended_flows = Reconciler[str](
             "service-flows", self._end_flows, expected=(ConntrackError, RouteError)
@@ -109,9 +115,13 @@ class Services:
     # What attachments ask
 
     async def attached(self, attachment: Attachment) -> None:
-        """Return when the Pod's ports of the node lead to it."""
-        if attachment.port_mappings:
-            await self.reconciler.settle(self._attach(attachment))
+        """Return when the Pod's ports of the node lead to it. Raises HostPortError."""
+        if not attachment.port_mappings:
+            return
+        owner = self._attach(attachment)
+        await self.reconciler.settle(owner)
+        if why := self.rules.behind.get(owner):
+            raise HostPortError(f"its ports of the node are not in force: nftables says {why}")
 
     async def detached(self, attachment: Attachment) -> None:
         """Return when no port of the node leads to the Pod any more."""
@@ -147,7 +157,7 @@ class Services:
             return
         self.reconciler.mark(*self._compiler.apply(of_ours))
         for each in of_ours:
-            self._flows_concerned |= _concerns_datagrams(each)
+            self._flows_concerned |= concerns_datagrams(each)
             if self.rules.last_check is not None and (at := _trigger_time(each)):
                 self._triggered.append(at)
 
@@ -168,6 +178,7 @@ class Services:
                 tasks.create_task(self.reconciler.loop())
                 tasks.create_task(self.ended_flows.loop())
                 tasks.create_task(self._find_orphans())
+                tasks.create_task(self._keep_trying())
                 if self._config.services == "auto":
                     tasks.create_task(self._keep_looking())
         finally:
@@ -201,6 +212,11 @@ class Services:
             f"services: auto, and kube-proxy's rules are on this node ({self._choice.found}); "
             "if it no longer runs, remove them with kube-proxy --cleanup, or set services: on"
         )
+
+    async def _keep_trying(self) -> None:
+        while True:
+            await asyncio.sleep(BEHIND_EVERY_S)
+            self.reconciler.mark(*self.rules.behind)
 
     # On or off
 
@@ -242,6 +258,7 @@ class Services:
             enabled=self.serving,
             external_ips=self._config.external_ips,
             node_port_addresses=self._config.node_port_addresses,
+            pools=tuple(network for pool in self._config.load_balancer_pools for network in pool.networks()),
         )
         return ServiceCompiler(self._config.node_name, settings)
 
@@ -307,6 +324,10 @@ class Services:
 
     def _problems(self) -> Mapping[Name, tuple[str, ...]]:
         problems = dict(self._compiler.problems()) if self.serving else {}
+        for owner, why in self.rules.behind.items():
+            if owner[0] == "service":
+                key = owner[1], owner[2]
+                problems[key] = (*problems.get(key, ()), f"nftables refuses its rules: {why.splitlines()[0]}")
         for key, said in self.health_checks.problems.items():
             problems[key] = (*problems.get(key, ()), said)
         return problems
@@ -363,17 +384,6 @@ class Services:
 
 def _owner(attachment: Attachment) -> Owner:
     return (HOST_PORT, attachment.container_id, attachment.ifname)
-
-
-def _concerns_datagrams(change: Changed) -> bool:
-    """Whether flows of UDP or SCTP may have to end by it; a Node's may: it can change what is near."""
-    ports = [
-        port.protocol
-        for side in (change.before, change.after)
-        if isinstance(side, (Service, EndpointSlice))
-        for port in side.ports
-    ]
-    return change.kind == "Node" or not DATAGRAMS.isdisjoint(ports)
 
 
 def _trigger_time(change: Changed) -> float | None:

@@ -40,8 +40,17 @@ def _lines(state: dict[str, Any]) -> Iterator[str]:
         yield f"  {each['cidr']}: {each['used']} of {each['size']} in use, {each['resting']} rest"
     for path in state["paths"]:
         yield f"  to {path['cidr']} on {path['node']}: {path['way']}"
+    yield from _services(state.get("services"))
     yield from _load_balancer(state.get("load_balancer"))
     yield f"  commits: {state['commits']}, last {_ago(state['last_commit'])} ago"
+
+
+def _services(state: dict[str, Any] | None) -> Iterator[str]:
+    if state is None:
+        return
+    yield f"  Services: {state['state']} ({state['why']}), {state['services']} in the cluster"
+    for service, problems in state["problems"].items():
+        yield from (f"  Service {service}: {problem}" for problem in problems)
 
 
 def _load_balancer(state: dict[str, Any] | None) -> Iterator[str]:

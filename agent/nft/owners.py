@@ -30,6 +30,10 @@ class Desired:
         """Those that want something."""
         return frozenset(self._owned)
 
+    def owned(self, owner: Owner) -> tuple[Item, ...]:
+        """What an owner wants now."""
+        return tuple(self._owned.get(owner, {}).values())
+
     def replace(self, owner: Owner, items: Iterable[Item]) -> None:
         """Let an owner want exactly these items, none to remove it.
 

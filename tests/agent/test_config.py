@@ -80,7 +80,15 @@ def test_networks_as_a_list_or_in_one_text(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("external_ips: [192.0.2.0/24, 'fd00::/64']\n")
     config = load(
-        ["--config", str(file), "--node-name", "a", "--node-port-addresses", "192.0.2.0/24, fd00::/64"], {}
+        [
+            "--config",
+            str(file),
+            "--node-name",
+            "a",
+            "--node-port-addresses",
+            "fd00::/64, 192.0.2.0/24,192.0.2.7/32",
+        ],
+        {},
     )
     assert config.external_ips == config.node_port_addresses
     assert [str(each) for each in config.external_ips] == ["192.0.2.0/24", "fd00::/64"]

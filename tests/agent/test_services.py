@@ -331,7 +331,7 @@ def test_foreign_changes_are_undone() -> None:
     story(body)
 
 
-def test_a_refused_transaction_stops_no_pod_and_is_tried_again() -> None:
+def test_a_failed_transaction_stops_no_pod_and_is_tried_again() -> None:
     async def body(world: World) -> None:
         world.upsert(NODE, WEB, endpoints("10.244.1.7"))
         world.synced()
@@ -339,7 +339,7 @@ def test_a_refused_transaction_stops_no_pod_and_is_tried_again() -> None:
 
         async def refuse(text: str) -> None:
             if TABLE[1] in text:
-                raise NftError("refused", "no", text)
+                raise NftError("timeout", "no answer", text)
             await real(text)
 
         async with world.running():
@@ -356,6 +356,53 @@ def test_a_refused_transaction_stops_no_pod_and_is_tried_again() -> None:
             await until(lambda: world.services.reconciler.error is None)
             assert "10.244.1.8" in json.dumps(elements("endpoints4"))
 
+    story(body)
+
+
+def test_a_service_that_is_refused_stays_as_it_was_and_others_are_served(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bad, good = "10.97.0.13", "10.97.0.200"
+
+    def numbered(number: int) -> Service:
+        return replace(WEB, name=f"web-{number}", cluster_ips=(ip_address(f"10.97.0.{number}"),))
+
+    async def body(world: World) -> None:
+        world.upsert(NODE, *map(numbered, range(1, 30)))
+        world.synced()
+        real = world.kernel.commit
+
+        async def refuse(text: str) -> None:
+            if f"add element inet podwall_services frontends4 {{ {bad}" in text or f", {bad} " in text:
+                raise NftError("refused", "no room", text)
+            await real(text)
+
+        world.kernel.commit = refuse  # type: ignore[method-assign]
+        async with world.running():
+            await world.settled()
+            served = json.dumps(elements("frontends4"))
+            assert len(elements("frontends4")) == 28
+            assert bad not in served
+            (report,) = world.reports.current()
+            assert (report.key, report.problem) == (
+                ("default", "web-13"),
+                "nftables refuses its rules: no room",
+            )
+            world.upsert(replace(numbered(13), cluster_ips=(ip_address(good),)), numbered(31))
+            await world.settled()
+            assert len(elements("frontends4")) == 30
+            assert world.reports.current() == ()
+            world.upsert(numbered(13), numbered(32))
+            await world.settled()
+            served = json.dumps(elements("frontends4"))
+            assert good in served, "what was in force stays"
+            assert "10.97.0.32" in served
+            world.kernel.commit = real  # type: ignore[method-assign]
+            await until(lambda: world.reports.current() == ())
+            served = json.dumps(elements("frontends4"))
+            assert (bad in served, good in served) == (True, False)
+
+    monkeypatch.setattr("agent.services.BEHIND_EVERY_S", 0.5)
     story(body)
 
 
