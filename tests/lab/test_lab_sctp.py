@@ -90,16 +90,21 @@ def test_a_policy_of_ports(lab: Lab, policies: list[Object], ports: set[int]) ->
     assert all(result.connected == (result.trial.port in ports) for result in tried)
 
 
+def connected(lab: Lab, source: str, address: Address, number: int) -> socket.socket:
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    sock = lab.socket(source, family, socket.SOCK_STREAM, socket.IPPROTO_SCTP)
+    if address.version == 6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    sock.settimeout(10 * SLOWNESS)
+    sock.connect((str(address), number))
+    return sock
+
+
 class Association:
     """A stream of counted lines; when the last came."""
 
     def __init__(self, lab: Lab, source: str, address: Address, number: int) -> None:
-        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-        self.sock = lab.socket(source, family, socket.SOCK_STREAM, socket.IPPROTO_SCTP)
-        if address.version == 6:
-            self.sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        self.sock.settimeout(10 * SLOWNESS)
-        self.sock.connect((str(address), number))
+        self.sock = connected(lab, source, address, number)
         self.sock.send(f"stream {LINE_MS}\n".encode())
         self.received = 0
         self.last = time.monotonic()
@@ -166,43 +171,54 @@ def heartbeats(capture: Capture, version: int) -> int:
     )
 
 
+IMPATIENT = {"rto_min": 100, "rto_max": 300, "hb_interval": 100}  # milliseconds
+NEVER_GIVES_UP = {"association_max_retrans": 10_000, "path_max_retrans": 10_000}
+
+
+def listening(lab: Lab, source: str, version: int, number: int) -> socket.socket:
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    listener = lab.socket(source, family, socket.SOCK_STREAM, socket.IPPROTO_SCTP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.settimeout(10 * SLOWNESS)
+    listener.bind(("", number))
+    listener.listen()
+    return listener
+
+
 @pytest.mark.parametrize("version", FAMILIES)
 def test_heartbeats_do_not_open_what_has_ended(lab: Lab, version: int) -> None:
     """Connection tracking takes a HEARTBEAT for the begin of a flow, and what comes back for its replies."""
-    assert applied(lab, [*PODS, allowing({"port": 9191})]).good
-    for name, value in (("rto_min", "100"), ("rto_max", "300"), ("hb_interval", "100")):
-        netns.run(lab.netns(SERVER), netns.set_sysctl, f"sctp/{name}", value)
-    flow = Association(lab, "one/far", lab.pod(SERVER).address(version), 9191)
-    try:
-        flow.goes_on()
-        lab.apply([*PODS, allowing()], prune=True)
-        until(
-            lambda: time.monotonic() - flow.last > ENDS_WITHIN * SLOWNESS,
-            3 * ENDS_WITHIN + 5,
-            lambda: "the flow does not end",
-        )
-        received = flow.received
-        with lab.capture(SERVER) as heard:
-            until(lambda: heartbeats(heard, version) >= 5, 10, lambda: f"{len(heard.frames)} frames")
-        assert flow.received == received
-    finally:
-        flow.close()
+    assert applied(lab, [*PODS, allowing({"port": 9292})]).good
+    for name, value in (IMPATIENT | NEVER_GIVES_UP).items():  # for sockets that are opened from now on
+        netns.run(lab.netns(SERVER), netns.set_sysctl, f"sctp/{name}", str(value))
+    with (
+        closing(listening(lab, SERVER, version, 9292)) as listener,
+        closing(connected(lab, "one/far", lab.pod(SERVER).address(version), 9292)) as client,
+        closing(listener.accept()[0]) as server,
+        lab.capture(SERVER) as heard,
+    ):
+        client.send(b"before")
+        assert server.recv(100) == b"before"
+
+        assert applied(lab, [*PODS, allowing()]).good
+        beats = heartbeats(heard, version)
+        until(lambda: heartbeats(heard, version) >= beats + 5, 10, lambda: f"{len(heard.frames)} frames")
+        client.send(b"after")
+        until(lambda: heartbeats(heard, version) >= beats + 15, 10, lambda: f"{len(heard.frames)} frames")
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.recv(100)
 
 
 @pytest.mark.parametrize("version", FAMILIES)
 def test_what_leaves_the_cluster_has_the_nodes_address(lab: Lab, version: int) -> None:
     applied(lab, PODS)
-    family = socket.AF_INET if version == 4 else socket.AF_INET6
-    with closing(lab.socket("outside", family, socket.SOCK_STREAM, socket.IPPROTO_SCTP)) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.settimeout(10 * SLOWNESS)
-        listener.bind(("", 9090))
-        listener.listen()
-        with closing(lab.socket("one/far", family, socket.SOCK_STREAM, socket.IPPROTO_SCTP)) as client:
-            client.settimeout(10 * SLOWNESS)
-            client.connect((str(of_version(lab.outside.addresses, version)), 9090))
-            accepted, (seen, *_) = listener.accept()
-            accepted.close()
+    with (
+        closing(listening(lab, "outside", version, 9090)) as listener,
+        closing(connected(lab, "one/far", of_version(lab.outside.addresses, version), 9090)),
+    ):
+        accepted, (seen, *_) = listener.accept()
+        accepted.close()
 
     assert seen == str(of_version(lab.node("node2").addresses, version))
 
