@@ -26,7 +26,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 
 from agent import kube_proxy, metrics
-from agent.cluster.model import EndpointSlice, Event, IPAddress, Kind, Object, Service, Synced
+from agent.cluster.model import EndpointSlice, Event, IPAddress, Kind, Object, Synced
 from agent.cluster.store import Changed, Name, Store
 from agent.compile import service_chains
 from agent.compile.hostports import host_ports
