@@ -19,12 +19,11 @@ import asyncio
 import json
 import statistics
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from ipaddress import ip_address
-from typing import Literal
 
 from stage import connections, objects, sandbox
+from stage.connections import Case, lost
 from stage.figures import Target, machine, report, say, table
 from stage.objects import PROBED, Object
 
@@ -58,37 +57,31 @@ table inet bench {
 """
 
 
-@dataclass
-class Case:
-    """A node with two Pods and some rules, and the connections per second of each round."""
+class Scene:
+    """A node with two Pods and some rules."""
 
-    name: str
-    rules: str
-    taken: list[connections.Rate] = field(default_factory=list)
+    def __init__(self, name: str, rules: str) -> None:
+        self.name, self._rules = name, rules
 
-    def netns(self, of: str) -> str:
-        return f"bench-{self.name}-{of}".replace(" ", "-")
-
-    def build(self) -> None:
+    def build(self) -> Case:
         """Make it; the sandbox removes it."""
         for of in ("node", "client", "server"):
-            netns.create(self.netns(of))
-        node = netns.path(self.netns("node"))
+            netns.create(self._netns(of))
+        node, client, server = (netns.path(self._netns(of)) for of in ("node", "client", "server"))
         connections.prepare_node(node)
         self._wire("client", "podwall0000000c", CLIENT)
         self._wire("server", "podwall0000000d", SERVER)
-        connections.prepare_client(netns.path(self.netns("client")))
-        netns.run(node, asyncio.run, _commit(self.rules))
-        connections.Server(netns.path(self.netns("server")), SERVER, PORT)
+        connections.prepare_client(client)
+        netns.run(node, asyncio.run, _commit(self._rules))
+        connections.Server(server, SERVER, PORT)
+        return Case(self.name, client, SERVER, PORT)
 
-    def measure(self, seconds: float) -> None:
-        """Take one round's figure."""
-        where = netns.path(self.netns("client"))
-        self.taken.append(connections.opened(where, SERVER, PORT, seconds))
+    def _netns(self, of: str) -> str:
+        return f"bench-{self.name}-{of}".replace(" ", "-")
 
     def _wire(self, of: str, link: str, address: str) -> None:
         """A Pod's link as the agent makes it."""
-        node, pod, mac = self.netns("node"), self.netns(of), MACS[address]
+        node, pod, mac = self._netns("node"), self._netns(of), MACS[address]
         host = f"ip -n {node}"
         inside = f"ip -n {pod}"
         peer = f"peer name eth0 address {mac} netns {pod}"
@@ -169,33 +162,6 @@ def _decoded(item: Object) -> tuple[str, object]:
     return item["kind"], decode(item["kind"], json.dumps(item).encode())
 
 
-# The rounds
-
-
-def rounds(cases: Sequence[Case], count: int, seconds: float) -> None:
-    for number in range(count):
-        say(f"round {number + 1} of {count}")
-        start = number % len(cases)
-        for case in (*cases[start:], *cases[:start]):
-            case.measure(seconds)
-
-
-def lost(case: Case, base: Case, by: Literal["by_clock", "by_cpu"] = "by_clock") -> float:
-    """How many percent fewer connections than the base; the median of the rounds."""
-    rates = zip(case.taken, base.taken, strict=True)
-    return (1 - statistics.median(getattr(mine, by) / getattr(other, by) for mine, other in rates)) * 100
-
-
-def show(cases: Iterable[Case], base: Case) -> Iterator[str]:
-    rows: list[list[object]] = []
-    for case in cases:
-        rate = statistics.median(each.by_clock for each in case.taken)
-        cpu_us = statistics.median(1e6 / each.by_cpu for each in case.taken)
-        rows.append([case.name, rate, lost(case, base), cpu_us, lost(case, base, "by_cpu")])
-    head = ["", "connections a second", "lost, percent", "CPU of each, microseconds", "lost by CPU, percent"]
-    yield from table(head, rows)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=40)
@@ -204,23 +170,22 @@ def main() -> None:
     sandbox.enter()
     print(*machine(), "", sep="\n", flush=True)
     connections.build()
-    base = Case("conntrack only", CONNTRACK_ONLY)
+    base = Scene("conntrack only", CONNTRACK_ONLY).build()
+    open_ = Scene("no policy", compiled(0, 0)).build()
     by_count = {
-        (cluster, pod): Case(f"cluster {cluster} on the Pod {pod}", compiled(cluster, pod))
+        (cluster, pod): Scene(f"cluster {cluster} on the Pod {pod}", compiled(cluster, pod)).build()
         for pod in ON_POD
         for cluster in IN_CLUSTER
     }
-    cases = [base, Case("no policy", compiled(0, 0)), *by_count.values()]
-    for case in cases:
-        say(f"building: {case.name}")
-        case.build()
-    rounds(cases, arguments.rounds, arguments.seconds)
+    cases = [base, open_, *by_count.values()]
+    connections.rounds(cases, arguments.rounds, arguments.seconds)
     say("")
-    print(*show(cases, base), "", sep="\n")
+    print(*table(connections.HEAD, [connections.row(case, base) for case in cases]), "", sep="\n")
     slopes = [lost(by_count[IN_CLUSTER[-1], pod], by_count[0, pod]) for pod in ON_POD]
+    loss = lost(by_count[1000, 10], base)
     report(
         [
-            Target("1,000 in the cluster, 10 on the Pod: lost", lost(by_count[1000, 10], base), 5, "%"),
+            Target("1,000 in the cluster, 10 on the Pod: lost against conntrack only", loss, 5, "%"),
             Target("from 0 to 1,000 in the cluster: lost", statistics.median(slopes), 1, "%"),
         ]
     )

@@ -3,9 +3,9 @@
     EndpointSlice event sent --> compiled --> commit heard that holds the new endpoint's address
 
 podwall's agent beside kube-proxy in its nftables and iptables modes, all started before, each on a node of
-its own behind a scripted API server. In every round each peer has one change; who takes more than a second for one
-has five in all. kube-proxy's own limits on how often it writes are off. CPU is of all processes of a peer,
-with the programs that it starts for the change.
+its own behind a scripted API server. In every round each peer has one change; who takes more than a second
+for one has five in all. kube-proxy's own limits on how often it writes are off. CPU is of all processes of a
+peer, with the programs that it starts for the change.
 
     .venv/bin/python bench/service_change.py [--services 1000 10000 45000] [--rounds 60]
 """

@@ -8,10 +8,15 @@ In Python the program itself would be most of each connection.
 from __future__ import annotations
 
 import os
+import statistics
 import subprocess
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+from stage.figures import say
 
 from lab import netns
 
@@ -61,6 +66,43 @@ def opened(where: Path, address: str, port: int, seconds: float) -> Rate:
     if failed:
         raise SystemExit(f"{failed} of {count + failed} connections to {address} port {port} failed")
     return Rate(count / clock_ns * 1e9, count / cpu_ns * 1e9)
+
+
+@dataclass
+class Case:
+    """A client with somebody to connect to, and each round's rate."""
+
+    name: str
+    client: Path
+    address: str
+    port: int
+    taken: list[Rate] = field(default_factory=list)
+
+
+def rounds(cases: Sequence[Case], count: int, seconds: float) -> None:
+    """Let cases take turns, in another order in every round."""
+    for number in range(count):
+        say(f"round {number + 1} of {count}")
+        start = number % len(cases)
+        for case in (*cases[start:], *cases[:start]):
+            case.taken.append(opened(case.client, case.address, case.port, seconds))
+
+
+def lost(case: Case, base: Case, by: Literal["by_clock", "by_cpu"] = "by_clock") -> float:
+    """How many percent fewer connections than the base; the median of the rounds."""
+    rates = zip(case.taken, base.taken, strict=True)
+    ratios: list[float] = [getattr(mine, by) / getattr(other, by) for mine, other in rates]
+    return (1 - statistics.median(ratios)) * 100
+
+
+HEAD = ("", "connections a second", "lost, percent", "CPU of each, microseconds", "lost by CPU, percent")
+
+
+def row(case: Case, base: Case) -> list[object]:
+    """A case's row below HEAD."""
+    rate = statistics.median(each.by_clock for each in case.taken)
+    cpu_us = statistics.median(1e6 / each.by_cpu for each in case.taken)
+    return [case.name, rate, lost(case, base), cpu_us, lost(case, base, "by_cpu")]
 
 
 def prepare_node(where: Path) -> None:

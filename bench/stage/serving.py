@@ -19,8 +19,7 @@ PODWALL = "podwall"
 MODES: dict[str, Mode] = {"kube-proxy nftables": "nftables", "kube-proxy iptables": "iptables"}
 PEERS = (PODWALL, *MODES)
 MOST = {"kube-proxy nftables": 10_000, "kube-proxy iptables": 1000}
-"""With how many Services a peer is measured at most: with more it needs minutes, or with Debian 12's nft 1.0.6
-and iptables 1.8.9 more than ten seconds a change."""
+"""With how many Services a peer is measured at most: more take it minutes (nft 1.0.6, iptables 1.8.9)."""
 
 
 class Peer(Protocol):
