@@ -45,6 +45,8 @@ OUTSIDE = "podwall-outside"
 """The container that stands for a machine outside the cluster."""
 PROBE_IMAGE = "debian:bookworm-slim"
 """What conf/Dockerfile starts from: where this can be pulled, everything else can."""
+TESTED_NODES = 3
+"""What the tests need at least: a control plane and two workers, one of which may die."""
 PROXY_MODES = ("none", "iptables", "nftables")
 PLUGINS = ("podwall", "none")
 

@@ -14,9 +14,6 @@ from tests.cluster import cluster, places
 from tests.cluster.cluster import Settings
 from tests.cluster.places import Asker
 
-NODES_AT_LEAST = 3
-"""A control plane and two workers: one may die, and its addresses move to the other."""
-
 
 @pytest.fixture(scope="session")
 def real_cluster() -> Iterator[Settings]:
@@ -24,7 +21,7 @@ def real_cluster() -> Iterator[Settings]:
     found = cluster.recorded() if cluster.exists() else None
     wanted = found or Settings.from_environment()
     settings = dataclasses.replace(
-        wanted, nodes=max(wanted.nodes, NODES_AT_LEAST), cni="podwall", kube_proxy="none"
+        wanted, nodes=max(wanted.nodes, cluster.TESTED_NODES), cni="podwall", kube_proxy="none"
     )
     found = found if found == settings else None
     try:
@@ -35,7 +32,7 @@ def real_cluster() -> Iterator[Settings]:
             cluster.down()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def nodes(real_cluster: Settings) -> dict[str, Asker]:
     """Return the nodes as places to ask from."""
     return {name: places.node(name) for name in cluster.nodes()}

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -117,6 +117,10 @@ class Stream:
         text = self._log.read_text()
         pairs = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
         return [(ask.question(asked), Answer(**answer)) for asked, answer in pairs]
+
+    def await_last(self, what: str, fits: Callable[[Answer], bool], limit: float = 10) -> None:
+        """Wait until the latest answer fits."""
+        wait_for(what, lambda: fits(self.so_far()[-1][1]), limit=limit, every=0.1)
 
     def end(self) -> list[tuple[Question, Answer]]:
         """Ask no more, and return all answers once the last has come."""

@@ -13,7 +13,7 @@ import pytest
 from tests.cluster import cluster, kube, places
 from tests.cluster.ask import Question
 from tests.cluster.cluster import Settings
-from tests.cluster.console import ClusterError, say, wait_for
+from tests.cluster.console import say, wait_for
 from tests.cluster.contents import agnhost_name
 from tests.cluster.places import Asker
 
@@ -90,28 +90,36 @@ def test_only_admitted_sources_are_heard(outside: Asker) -> None:
             assert outside.one(Question(address, 80, limit=1)).error == "timeout"
 
 
-def holder(address: str) -> str:
+def hardware() -> dict[str, str]:
+    """Return the nodes by their hardware addresses."""
+    found = {}
+    for name in cluster.nodes():
+        (link,) = json.loads(cluster.on_node(name, "ip", "-json", "link", "show", "eth0"))
+        found[link["address"]] = name
+    return found
+
+
+def holder(address: str, nodes: dict[str, str]) -> str:
     """Return the node that answers for an address, by its hardware address at the outside machine."""
     listed = json.loads(cluster.outside("ip", "-json", "neighbour", "show", address))
-    (hardware,) = [each["lladdr"] for each in listed if "lladdr" in each]
-    for name in cluster.nodes():
-        if hardware in cluster.on_node(name, "ip", "link", "show", "eth0"):
-            return name
-    raise ClusterError(f"{address} is at {hardware}, which no node has")
+    (found,) = [each["lladdr"] for each in listed if "lladdr" in each]
+    return nodes[found]
 
 
 @pytest.fixture
-def killed_node(outside: Asker) -> Iterator[tuple[str, list[str]]]:
-    """Name a worker that holds addresses of the Service, and bring it back after the test has killed it."""
+def doomed(outside: Asker) -> Iterator[tuple[str, dict[str, str]]]:
+    """Name a worker that answers for an address of the Service, and which node does for each; bring the
+    worker back after the test has killed it."""
     addresses = kube.balanced_addresses(NAMESPACE, EVERYWHERE)
     for address in addresses:
         wait_for("an answer", lambda a=address: outside.one(Question(a, 80)).body, limit=20)  # type: ignore[misc]
-    held = {address: holder(address) for address in addresses}
+    known = hardware()
+    held = {address: holder(address, known) for address in addresses}
     workers = [name for name in held.values() if "worker" in name]
     assert workers, f"no worker holds an address: {held}"
     victim = workers[0]
     try:
-        yield victim, [address for address, name in held.items() if name == victim]
+        yield victim, held
     finally:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         cluster.docker("start", victim)
@@ -128,15 +136,19 @@ def serves_since(node: str, when: str) -> bool:
     return False
 
 
-def test_an_address_moves_when_its_node_dies(outside: Asker, killed_node: tuple[str, list[str]]) -> None:
-    victim, addresses = killed_node
-    questions = [Question(each, 80, limit=0.5) for each in addresses]
-    with places.asking(outside, questions, 40) as stream:
+def test_an_address_moves_when_its_node_dies(outside: Asker, doomed: tuple[str, dict[str, str]]) -> None:
+    """A third of the answers is missing afterwards, because the Pod of that node died as well; not all."""
+    victim, held = doomed
+    addresses = [address for address, name in held.items() if name == victim]
+    known = hardware()
+    with places.asking(outside, [Question(each, 80, limit=0.5) for each in addresses], 40) as stream:
         cluster.docker("kill", victim)
         dead_from = max(answer.at for _, answer in stream.so_far() if answer.body)
 
         def answered() -> bool:
-            later = {q.address for q, a in stream.so_far() if a.body and a.at > dead_from + 0.6}
+            later = {
+                asked.address for asked, each in stream.so_far() if each.body and each.at > dead_from + 0.6
+            }
             return later == set(addresses)
 
         wait_for("another node to answer", answered, limit=30, every=0.1)
@@ -146,4 +158,4 @@ def test_an_address_moves_when_its_node_dies(outside: Asker, killed_node: tuple[
         gap = max(later - earlier for earlier, later in pairwise(good))
         say(f"{address}: {gap:.1f} s without an answer after {victim} was killed")
         assert gap < MOVES_S
-        assert holder(address) != victim
+        assert holder(address, known) != victim

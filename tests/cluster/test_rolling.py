@@ -41,10 +41,13 @@ def asker(rolling: None) -> Asker:
 
 
 class SliceWatch:
-    """What the API server says of the Service's EndpointSlices, and when: who was ready since when."""
+    """What the API server says of the Service's EndpointSlices, and when: which Pods are to be used.
+
+    These are the ready ones; where there is none, those that end and serve still.
+    """
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._slices: dict[str, frozenset[str]] = {}
+        self._slices: dict[str, list[dict[str, Any]]] = {}
         self.changes: list[tuple[float, frozenset[str]]] = []
         self._reader = threading.Thread(target=self._read, args=(process,), daemon=True)
         self._reader.start()
@@ -53,29 +56,25 @@ class SliceWatch:
         assert process.stdout
         for line in process.stdout:
             event, now = json.loads(line), time.time()
-            name = event["object"]["metadata"]["name"]
             gone = event["type"] == "DELETED"
-            self._slices[name] = frozenset() if gone else ready(event["object"])
-            self.changes.append((now, frozenset().union(*self._slices.values())))
+            listed = [] if gone else event["object"].get("endpoints") or []
+            self._slices[event["object"]["metadata"]["name"]] = listed
+            every = [each for endpoints in self._slices.values() for each in endpoints]
+            self.changes.append((now, with_condition(every, "ready") or with_condition(every, "serving")))
 
-    def ready_since(self, name: str) -> float:
-        """Return when a Pod became ready."""
+    def used_since(self, name: str) -> float:
+        """Return when a Pod came to be used."""
         return next(at for at, names in self.changes if name in names)
 
-    def removed_at(self, name: str) -> float | None:
-        """Return when a Pod was no longer ready, if it is not."""
-        last: float | None = None
-        for at, names in reversed(self.changes):
-            if name in names:
-                return last
-            last = at
-        return last
+    def unused_since(self, name: str) -> float:
+        """Return when a Pod that was used came to be used no longer."""
+        last_used = max(index for index, (_, names) in enumerate(self.changes) if name in names)
+        return self.changes[last_used + 1][0]
 
 
-def ready(endpoint_slice: dict[str, Any]) -> frozenset[str]:
-    """Return the names of an EndpointSlice's ready Pods."""
-    listed = endpoint_slice.get("endpoints") or []
-    return frozenset(each["targetRef"]["name"] for each in listed if each["conditions"]["ready"])
+def with_condition(endpoints: list[dict[str, Any]], condition: str) -> frozenset[str]:
+    """Return the names of the Pods whose condition is true."""
+    return frozenset(each["targetRef"]["name"] for each in endpoints if each["conditions"].get(condition))
 
 
 @pytest.fixture
@@ -101,6 +100,11 @@ def scale(replicas: int) -> None:
     cluster.kubectl("-n", NAMESPACE, "scale", f"deployment/{SERVICE}", f"--replicas={replicas}")
 
 
+def answered(found: list[tuple[Question, Answer]]) -> set[str]:
+    """Return who answered."""
+    return {answer.body for _, answer in found}
+
+
 def failures(found: list[tuple[Question, Answer]]) -> list[str]:
     """Return what was not answered."""
     return [f"{asked.address}:{asked.port} {answer}" for asked, answer in found if not answer.body]
@@ -117,39 +121,37 @@ def test_a_rolling_update_fails_no_request(asker: Asker, outside: Asker) -> None
         words = ["rollout", "status", f"deployment/{SERVICE}", "--timeout=180s"]
         cluster.kubectl("-n", NAMESPACE, *words, limit=190)
         after = {pod.name for pod in kube.wait_for_pods(NAMESPACE, REPLICAS, app=SERVICE)}
+        for each in (first, second):
+            wait_for("every new Pod's answer", lambda s=each: answered(s.so_far()) >= after, limit=20)  # type: ignore[misc]
         streams = [first.end(), second.end()]
     for found in streams:
         say(f"rolling update: {len(found)} requests, {len(failures(found))} failed")
         assert not failures(found)
-        assert {answer.body for _, answer in found} >= before | after
     assert not before & after
 
 
-def test_traffic_follows_the_first_and_the_last_endpoint(nodes: dict[str, Asker], watch: SliceWatch) -> None:
+@pytest.mark.parametrize("number", range(cluster.TESTED_NODES))
+def test_traffic_follows_the_first_and_the_last_endpoint(
+    number: int, nodes: dict[str, Asker], watch: SliceWatch
+) -> None:
     """From none to one Pod and back: each node answers, then refuses, soon after the event."""
-    scale(0)
-    wait_for("no endpoints", lambda: not watch.changes[-1][1], limit=60)
+    node, asker = sorted(nodes.items())[number]
     address = kube.addresses(NAMESPACE, SERVICE)[0]
-    for name, asker in nodes.items():
-        with places.asking(asker, [Question(address, 80, limit=1)], RATE) as stream:
-            scale(1)
-            (pod,) = wait_for("an endpoint", lambda: watch.changes[-1][1], limit=60)
-            wait_for("an answer", lambda s=stream: s.so_far()[-1][1].body, limit=5)  # type: ignore[misc]
-            scale(0)
-            wait_for("no endpoint", lambda: not watch.changes[-1][1], limit=60)
-            wait_for("a refusal", lambda s=stream: s.so_far()[-1][1].error, limit=10)  # type: ignore[misc]
-            found = [answer for _, answer in stream.end()]
-        began = min(each.at for each in found if each.body) - watch.ready_since(pod)
-        removed = watch.removed_at(pod)
-        assert removed
-        ended = max(each.at for each in found if each.body) - removed
-        say(
-            f"{name}: answers {began * 1000:.0f} ms after the first endpoint came, "
-            f"none {ended * 1000:.0f} ms after it went"
-        )
-        assert began < FOLLOWS_S + 1 / RATE
-        assert ended < FOLLOWS_S
-        assert {each.error for each in found} <= {"", "refused"}
+    scale(0)
+    wait_for("no endpoint", lambda: not watch.changes[-1][1], limit=60)
+    with places.asking(asker, [Question(address, 80, limit=1)], RATE) as stream:
+        stream.await_last("a refusal", lambda answer: answer.error == "refused")
+        scale(1)
+        (pod,) = wait_for("an endpoint", lambda: watch.changes[-1][1], limit=60)
+        stream.await_last("an answer", lambda answer: answer.body == pod)
+        scale(0)
+        wait_for("no endpoint", lambda: not watch.changes[-1][1], limit=60)
+        stream.await_last("a refusal", lambda answer: answer.error == "refused")
+        answers = at_of(stream.end(), pod)
+    began, ended = min(answers) - watch.used_since(pod), max(answers) - watch.unused_since(pod)
+    say(f"{node}: first answer {began * 1000:.0f} ms after it came, last {ended * 1000:.0f} ms after it went")
+    assert began < FOLLOWS_S + 1 / RATE
+    assert ended < FOLLOWS_S
 
 
 def test_traffic_follows_scaling(asker: Asker, watch: SliceWatch) -> None:
@@ -167,11 +169,14 @@ def test_traffic_follows_scaling(asker: Asker, watch: SliceWatch) -> None:
         wait_for("later answers", lambda: stream.so_far()[-1][1].at > at + 1, limit=10)
         found = stream.end()
     assert not failures(found)
-    for name in up - {last}:
-        removed = watch.removed_at(name)
-        assert removed
-        late = max(answer.at for _, answer in found if answer.body == name) - removed
-        assert late < FOLLOWS_S, name
+    late = {name: max(at_of(found, name)) - watch.unused_since(name) for name in up - {last}}
+    say(f"scaled down: last answer of a removed Pod {max(late.values()) * 1000:.0f} ms after its event")
+    assert max(late.values()) < FOLLOWS_S
+
+
+def at_of(found: list[tuple[Question, Answer]], name: str) -> list[float]:
+    """Return when those were asked whom a Pod answered."""
+    return [answer.at for _, answer in found if answer.body == name]
 
 
 def wait_for_ready(watch: SliceWatch, count: int) -> frozenset[str]:
