@@ -36,11 +36,12 @@ import asyncio
 import errno
 import socket
 import struct
+import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence, Set
 from contextlib import suppress
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 from msgspec import Struct
 
@@ -159,12 +160,20 @@ async def end_denied(
 
 async def _in_thread(work: Callable[[Conntrack], T]) -> T:
     conntrack = Conntrack()
+    begun = threading.Lock()
 
-    def close_after() -> T:
+    def close_after() -> T | None:
+        if not begun.acquire(blocking=False):
+            return None  # the caller is gone and has closed it
         with conntrack:  # closed by its own thread, which goes on when the caller is cancelled
             return work(conntrack)
 
-    return await asyncio.to_thread(close_after)
+    try:
+        return cast("T", await asyncio.to_thread(close_after))
+    except asyncio.CancelledError:
+        if begun.acquire(blocking=False):
+            conntrack.close()
+        raise
 
 
 # The socket

@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -336,6 +337,35 @@ def test_what_did_not_come_from_the_kernel_is_refused(
     with pytest.raises(ValueError, match="did not come from the kernel"):
         asyncio.run(end_flows([flow, made]))
     assert flows_of(LEFT[4]) == (flow,)
+
+
+def test_a_listing_that_is_cancelled_before_it_begins_holds_nothing_open(world: World) -> None:
+    """Every thread is busy, so that the listing waits for one."""
+    busy = threading.Event()
+
+    async def story() -> set[str]:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        waiting = loop.run_in_executor(None, busy.wait)
+        listing = asyncio.create_task(list_flows())
+        await asyncio.sleep(0)
+        before = sockets()
+        listing.cancel()
+        await asyncio.wait([listing])
+        closed = before - sockets()
+        busy.set()
+        await waiting
+        return closed
+
+    assert len(asyncio.run(story())) == 1
+
+
+def sockets() -> set[str]:
+    found = set()
+    for each in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the directory's own
+            found.add(str(each.readlink()))
+    return {each for each in found if each.startswith("socket:")}
 
 
 def test_the_kernels_refusal_is_told() -> None:
