@@ -203,6 +203,11 @@ def midstream(way: Way) -> Frames:
     return [way.ip() / tcp(flags, port) for flags in FLAGS for port in ports]
 
 
+def middle(way: Way) -> Frames:
+    """What may be of a flow whose beginning nobody saw; other flags without one are dropped for everybody."""
+    return [way.ip() / tcp(flags, port) for flags in ("A", "PA") for port in (CLOSED_PORT, OPEN_PORT)]
+
+
 def echoes(way: Way) -> Frames:
     if way.version == 6:
         kinds = [ICMPv6EchoRequest(id=7, data=EVIL), ICMPv6EchoReply(id=7, data=EVIL)]
@@ -252,7 +257,7 @@ CASES: dict[str, Case] = {
     "stray fragments": Case(stray, fragments),
     "options and extension headers": Case(headers, headers),
     "unknown protocols": Case(protocols, protocols),
-    "TCP from the middle": Case(midstream, midstream),
+    "TCP from the middle": Case(midstream, middle),
     "echo and other questions": Case(echoes, echoes),
     "errors about nothing": Case(made_up_errors, first_packets),
     "through a translated address": Case(translated_and_cut, translated),

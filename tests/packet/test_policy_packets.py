@@ -28,11 +28,14 @@ from scapy.packet import Packet, Raw
 
 from lab.capture import Capture
 from lab.objects import Object
+from lab.probe import REFUSED
 from lab.processes import until
 from lab.world import Lab, LabPod
 from tests.lab.policies import expected_matrix, namespace, pod, policy
+from tests.lab.services import port, service
 from tests.packet.policy_frames import (
     CASES,
+    CLOSED_PORT,
     EVIL,
     GOOD,
     OPEN_PORT,
@@ -51,15 +54,21 @@ DENIED = (*(("attacker", name) for name in VICTIMS), *(("prisoner", name) for na
 CONTROLS = tuple(("attacker", name) for name in OPEN)
 CHANGES = 100
 
+PORTS = (port(CLOSED_PORT, CLOSED_PORT), *(port(each, each, protocol="UDP") for each in (CLOSED_PORT, 53)))
 OPEN_UDP = [{"protocol": "UDP", "port": OPEN_PORT}]
 OBJECTS = [
     namespace("evil"),
     pod("evil/attacker", 6000, node="node1", labels={"app": "attacker"}),
     pod("evil/prisoner", node="node1", labels={"app": "prisoner"}),
     *(
-        pod(f"evil/{kind}-{where}", 9999, node=node, labels={"app": kind})
+        pod(f"evil/{kind}-{where}", 9999, node=node, labels={"app": kind, "where": where})
         for kind in ("victim", "open")
         for where, node in (("near", "node1"), ("far", "node2"))
+    ),
+    *(
+        service(f"evil/{kind}-{where}", {"app": kind, "where": where}, *PORTS)
+        for kind in ("victim", "open")
+        for where in ("near", "far")
     ),
     policy(
         "evil/victim",
@@ -138,12 +147,12 @@ class Place:
 class Scene:
     lab: Lab
     places: dict[str, Place] = field(default_factory=dict)
+    services: dict[tuple[str, int], str] = field(default_factory=dict)
 
     def way(self, sender: str, target: str, version: int) -> Way:
         source, to = self.places[sender], self.places[target]
-        service = services(to.pod)[0 if version == 4 else 1]
         addresses = (str(each.pod.address(version)) for each in (source, to))
-        return Way(source.mac, source.gateway, *addresses, service)
+        return Way(source.mac, source.gateway, *addresses, self.services[target, version])
 
     def send(self, sender: str, frames: list[Packet]) -> None:
         for frame in frames:
@@ -168,25 +177,6 @@ class Scene:
         ]
 
 
-def services(found: LabPod) -> tuple[str, str]:
-    """Addresses that the test translates to this Pod's."""
-    last = found.address(4).packed[2:]
-    return f"10.96.{last[0]}.{last[1]}", f"fd00:10:96::{last[0]}:{last[1]}"
-
-
-def translations(pods: list[LabPod]) -> str:
-    """A table as a Service proxy's: whatever is sent to a service address goes to its Pod, at 8080."""
-    v4 = ", ".join(f"{services(each)[0]} : {each.address(4)}" for each in pods)
-    v6 = ", ".join(f"{services(each)[1]} : {each.address(6)}" for each in pods)
-    return f"""table inet podwalltest {{
-        chain translate {{
-            type nat hook prerouting priority dstnat
-            meta l4proto {{ tcp, udp }} dnat ip to ip daddr map {{ {v4} }}
-            meta l4proto {{ tcp, udp }} dnat ip6 to ip6 daddr map {{ {v6} }}
-        }}
-    }}"""
-
-
 @contextmanager
 def built(lab: Lab) -> Iterator[Scene]:
     scene = Scene(lab)
@@ -197,6 +187,11 @@ def built(lab: Lab) -> Iterator[Scene]:
             gateway = json.loads(lab.run(f"evil/{name}", ["ip", "-j", "neigh", "show"]).stdout)[0]
             capture = stack.enter_context(lab.capture(f"evil/{name}", incoming_only=True))
             scene.places[name] = Place(found, link["address"], gateway["lladdr"], capture)
+        for name in SENDERS:
+            scene.services |= {(name, version): "" for version in FAMILIES}
+        for name in (*VICTIMS, *OPEN):
+            there = lab.service(f"evil/{name}")
+            scene.services |= {(name, version): str(there.address(version)) for version in FAMILIES}
         yield scene
 
 
@@ -205,9 +200,13 @@ def scene() -> Iterator[Scene]:
     with Lab(nodes=2, given=OBJECTS) as lab:
         seen = expected_matrix(lab)
         assert seen.good, seen.render()
-        table = translations([lab.pod(f"evil/{name}") for name in (*VICTIMS, *OPEN)])
-        done = lab.run("node1", ["nft", table])
-        assert not done.returncode, done.stderr
+        for name in OPEN:  # who listens on another port refuses; a Service that is not in force is silent
+            for address in lab.service(f"evil/{name}").cluster_addresses:
+                until(
+                    lambda: lab.connect("evil/attacker", address, CLOSED_PORT) == REFUSED,  # noqa: B023
+                    20,
+                    lambda: "the Services are not in force",
+                )
         with built(lab) as made:
             yield made
 
