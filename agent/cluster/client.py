@@ -30,6 +30,9 @@ from .values import object_name, shown
 PAGE = 500
 MOST_IDLE = 4
 
+LEASE_LABELS = {"app.kubernetes.io/name": "podwall"}
+"""By which podwall's Leases are found when it is uninstalled."""
+
 STRATEGIC_MERGE = "application/strategic-merge-patch+json"
 
 _PATHS: Mapping[str, tuple[str, str]] = {
@@ -353,7 +356,7 @@ def _time(when: datetime, precision: str) -> str:
 
 
 def _lease_body(lease: Lease) -> dict[str, Any]:
-    metadata = {"namespace": lease.namespace, "name": lease.name}
+    metadata: dict[str, Any] = {"namespace": lease.namespace, "name": lease.name, "labels": LEASE_LABELS}
     if lease.resource_version:
         metadata["resourceVersion"] = lease.resource_version
     if lease.uid:

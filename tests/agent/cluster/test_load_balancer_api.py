@@ -51,6 +51,8 @@ def test_the_server_refuses_what_is_not_based_on_the_lease_as_it_is(cluster: Any
             await leases.create(Lease(NAMESPACE, "it", holder="b"))
         # A write that changes nothing would leave the version as it is; renewing changes the time.
         renewed = await leases.update(msgspec.structs.replace(made, renewed=datetime.now(UTC)))
+        ours = f"{PATH.rpartition('/')[0]}?labelSelector=app.kubernetes.io/name=podwall"
+        assert [each["metadata"]["name"] for each in cluster.a.call("GET", ours)[1]["items"]] == ["it"]
         for write in (leases.update, leases.delete):
             with pytest.raises(Conflict):
                 await write(made)
