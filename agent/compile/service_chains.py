@@ -456,7 +456,7 @@ def _to_endpoint(family: Family) -> Iterator[Rule]:
 
 
 def _refuse() -> Iterator[Rule]:
-    yield Rule((Assign(_MARK, 0), Counter()))
+    yield Rule((Assign(_MARK, 0), Assign(_CT_MARK, 0), Counter()))  # the answer belongs to the connection too
     yield Rule((Match(Meta("l4proto"), "==", Proto.TCP), Reject("tcp reset", "")))
     yield Rule((Reject(),))
 

@@ -723,6 +723,18 @@ def test_an_isolated_pods_connections_begin_with_syn(
     assert not world.judge(FirstPacket(*ends, "TCP", 80), Connection(state), tcp_flags=flags).accepted
 
 
+@pytest.mark.parametrize("ends", [(API, OUTSIDE), (OUTSIDE, API), (API6, OUTSIDE6), (OUTSIDE6, API6)])
+@pytest.mark.parametrize("state", [CtState.NEW, CtState.INVALID, CtState.UNTRACKED])
+def test_an_isolated_pods_associations_begin_with_init(ends: tuple[str, str], state: CtState) -> None:
+    """A HEARTBEAT begins a flow for connection tracking, and its tag is not 0."""
+    world = World(*CLUSTER, policy("shop/p", podSelector=api, policyTypes=["Egress"], egress=[{}]))
+    first, known = FirstPacket(*ends, "SCTP", 80), Connection(state)
+
+    assert world.judge(first, known).accepted
+    assert not world.judge(first, known, sctp_tag=7).accepted
+    assert world.judge(first, Connection(CtState.ESTABLISHED), sctp_tag=7).accepted
+
+
 def test_other_pods_connections_may_be_taken_up_in_the_middle() -> None:
     world = World(*CLUSTER, DENY)
 

@@ -1,4 +1,4 @@
-"""Services as elements: a cluster as a reviewer reads it, who has what, what is wrong, what a change costs."""
+"""Services as elements: a cluster as a reviewer reads it, who has what, what is wrong, what changes cost."""
 
 from __future__ import annotations
 

@@ -17,9 +17,9 @@ import os
 import socket
 import subprocess
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
@@ -27,10 +27,13 @@ from pyroute2 import netns as namespaces
 
 from agent.compile import links
 from agent.compile import service_chains as chains
+from agent.compile.hostports import host_ports
 from agent.compile.names import SERVICES_TABLE
+from agent.compile.service import ServiceSettings
 from agent.nft import diff
 from agent.nft.kernel import Kernel
-from agent.nft.model import Ruleset
+from agent.nft.model import Item, Ruleset
+from cni.spec import PortMapping
 from tests.agent.compile.service_worlds import (
     NODE,
     ServiceWorld,
@@ -183,8 +186,15 @@ NODES = (
 class Rules:
     """The rules of a world in the kernel, brought there by their differences."""
 
-    def __init__(self, kernel: Kernel, *manifests: Any, extra: Any = ()) -> None:
-        self.kernel, self.world, self._extra = kernel, ServiceWorld(*NODES, *manifests), tuple(extra)
+    def __init__(
+        self,
+        kernel: Kernel,
+        *manifests: Any,
+        settings: ServiceSettings | None = None,
+        extra: Iterable[Item] = (),
+    ) -> None:
+        self.kernel, self._extra = kernel, tuple(extra)
+        self.world = ServiceWorld(*NODES, *manifests, settings=settings)
         self._there = Ruleset()
 
     async def commit(self) -> None:
@@ -457,3 +467,232 @@ async def _entries_end(kernel: Kernel) -> None:
     async with asyncio.timeout(5):
         while remembered & (await kernel.read([SERVICES_TABLE])).elements.keys():  # noqa: ASYNC110 - no event
             await asyncio.sleep(0.05)
+
+
+# Who may come in, and by which addresses
+
+Asked = tuple[tuple[str, str, int], str]
+
+
+def _asks(
+    with_kernel: WithKernel,
+    of: dict[str, str],
+    asked: Iterable[Asked],
+    *manifests: Any,
+    settings: ServiceSettings | None = None,
+    extra: Iterable[Item] = (),
+) -> None:
+    """Each is answered as it says, all under one ruleset."""
+
+    async def body(kernel: Kernel) -> dict[Asked, str]:
+        await Rules(kernel, *manifests, settings=settings, extra=extra).commit()
+        async with _serving("a", "r"):
+            seen = {each: await ask(each[0][0], of[each[0][1]], each[0][2]) for each in asked}
+        return {each: said for each, said in seen.items() if said not in each[1].split(" or ")}
+
+    assert with_kernel(body) == {}
+
+
+def test_source_ranges(network: None, with_kernel: WithKernel, of: dict[str, str]) -> None:
+    """They hold for everybody who uses a load balancer's address, and for nothing else."""
+    ranges = [f"{address}/{ip_address(address).max_prefixlen}" for address in (of["b"], of["outside"])]
+    asked = (
+        ((OUTSIDE, "vip", 80), "a sees outside"),
+        ((OTHER, "vip", 80), "silence"),
+        (("b", "vip", 80), "a sees b"),
+        (("c", "vip", 80), "silence"),
+        ((HERE, "vip", 80), "silence"),
+        (("c", "cluster", 80), "a sees c"),
+        ((OTHER, "node", 30080), "a sees other"),
+    )
+    _asks(with_kernel, of, asked, *web("a", **BALANCED, loadBalancerSourceRanges=ranges))
+
+
+def test_source_ranges_that_lie_in_one_another(
+    network: None, with_kernel: WithKernel, of: dict[str, str]
+) -> None:
+    """The widest of all admits everybody of its family."""
+    ranges = ["0.0.0.0/0", "192.0.2.0/24", "192.0.2.7/32", "10.0.0.0/8"]
+    said = "a sees outside" if of is V4 else "silence"
+    _asks(
+        with_kernel,
+        of,
+        [((OUTSIDE, "vip", 80), said)],
+        *web("a", **BALANCED, loadBalancerSourceRanges=ranges),
+    )
+
+
+def test_external_ips(network: None, with_kernel: WithKernel, of: dict[str, str]) -> None:
+    allowed = ServiceSettings(external_ips=(ip_network(of["vip"]),))
+    asked = (
+        ((OUTSIDE, "vip", 80), "r sees node"),
+        (("c", "vip", 80), "r sees c"),
+        ((HERE, "vip", 80), "r sees node"),
+    )
+    _asks(with_kernel, of, asked, *web("r", externalIPs=[V4["vip"], V6["vip"]]), settings=allowed)
+
+
+def test_node_ports_on_some_addresses_only(
+    network: None, with_kernel: WithKernel, of: dict[str, str]
+) -> None:
+    limited = ServiceSettings(node_port_addresses=tuple(ip_network(each["node"]) for each in (V4, V6)))
+    asked = (
+        ((OUTSIDE, "node", 30080), "a sees outside"),
+        ((OUTSIDE, "gate", 30080), "refused"),
+        (("c", "gate", 30080), "refused"),
+        (("c", "other", 30080), "refused"),
+    )
+    _asks(with_kernel, of, asked, *web("a", **NODE_PORT), settings=limited)
+
+
+def test_node_ports_are_not_on_loopback(network: None, with_kernel: WithKernel) -> None:
+    loopback = {"v4": "127.0.0.1", "v6": "::1"}
+    asked = (((HERE, "v4", 30080), "refused"), ((HERE, "v6", 30080), "refused"))
+    _asks(with_kernel, loopback, asked, *web("a", **NODE_PORT))
+
+
+def test_a_slice_with_another_port_number(network: None, with_kernel: WithKernel, of: dict[str, str]) -> None:
+    """A named targetPort is what each Pod calls so."""
+    one, other = (
+        endpoint_slice(f"shop/web-{port}", "web", of[name], ports=({"name": "t", "port": port},))
+        for name, port in (("a", 8080), ("b", 9090))
+    )
+
+    async def body(kernel: Kernel) -> Counter[str]:
+        await Rules(kernel, service("shop/web", *BOTH, ports=TCP_AND_UDP), one, other).commit()
+        async with _serving("a"), _serving("b", port=9090):
+            return await ask_often("c", of["cluster"], 80, 20)
+
+    assert set(with_kernel(body)) == {"a sees c", "b sees c"}
+
+
+@pytest.mark.parametrize("services", [True, False])
+@pytest.mark.parametrize("at", ["every address", "one address"])
+def test_host_ports(
+    network: None, with_kernel: WithKernel, of: dict[str, str], at: str, services: bool
+) -> None:
+    """A port of the node leads to a Pod, after Services and with the source kept."""
+    mapping = PortMapping(8000, 8080, "tcp", "" if at == "every address" else of["node"])
+    elements = host_ports((ip_address(of["a"]),), (mapping,), "shop", "a")
+    asked = (
+        ((OUTSIDE, "node", 8000), "a sees outside"),
+        ((OUTSIDE, "gate", 8000), "a sees outside" if at == "every address" else "refused"),
+        (("c", "node", 8000), "a sees c"),
+        (("a", "node", 8000), "a sees node or a sees gate"),
+        ((HERE, "node", 8000), "a sees node"),
+        ((OUTSIDE, "node", 8001), "refused"),
+    )
+    _asks(with_kernel, of, asked, settings=ServiceSettings(enabled=services), extra=elements)
+
+
+# What others see
+
+WATCHER = """
+table inet podwall_test {
+    counter seen {}
+    counter marked {}
+    chain count { counter name seen; meta mark != 0 counter name marked; }
+    chain count_connection { counter name seen; ct mark != 0 counter name marked; }
+    chain forward { type filter hook forward priority -200; meta l4proto { tcp, udp } jump count; }
+    chain input { type filter hook input priority -200; meta l4proto { tcp, udp } jump count; }
+    chain output { type filter hook output priority -50; meta l4proto { tcp, udp } jump count; }
+    chain postrouting { type filter hook postrouting priority -200; meta l4proto { tcp, udp } jump count; }
+    chain left { type filter hook postrouting priority 300; meta l4proto { tcp, udp } jump count_connection; }
+    chain received { type filter hook input priority 300; meta l4proto { tcp, udp } jump count_connection; }
+}
+"""
+
+
+def test_marks_are_gone_when_others_look(network: None, with_kernel: WithKernel, of: dict[str, str]) -> None:
+    """Of packets: in every hook behind Services. Of connections: before they leave, or arrive at the node.
+
+    Kernel 6.18 sends IPv6's multicast reports with a mark of its own, so only TCP and UDP are looked at.
+    """
+
+    async def body(kernel: Kernel) -> tuple[int, int]:
+        rules = Rules(kernel)
+        async with _serving("a", "r"), _serving("node", port=8080):
+            for (where, target, port), endpoints, spec, _ in WAYS.values():
+                for affinity in ({}, STICKY):
+                    await rules.only(*web(*endpoints, **spec, **affinity))
+                    await ask(where, of[target], port)
+            await rules.only(*web("node", **NODE_PORT))
+            assert await ask("c", of["cluster"], 80) == "node sees c"
+            assert await ask(HERE, of["cluster"], 80) == "node sees node"
+        return _counted("seen"), _counted("marked")
+
+    subprocess.run(["nft", "-f", "-"], input=WATCHER, text=True, check=True)
+    seen, marked = with_kernel(body)
+    assert seen > len(WAYS)
+    assert marked == 0
+
+
+def _counted(name: str) -> int:
+    command = ["nft", "list", "counter", "inet", "podwall_test", name]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return int(listed.split("packets")[1].split()[0])
+
+
+def test_a_packet_out_of_its_connection_reaches_no_client(
+    network: None, with_kernel: WithKernel, of: dict[str, str]
+) -> None:
+    """Not translated back it would make the client reset the endpoint's connection (kubernetes 74839)."""
+    version = ip_address(of["a"]).version
+
+    async def body(kernel: Kernel) -> tuple[set[str], bytes]:
+        await Rules(kernel, *web("a")).commit()
+        loop = asyncio.get_running_loop()
+        with (
+            _socket("a", version, socket.SOCK_STREAM) as server,
+            _socket("c", version, socket.SOCK_STREAM) as client,
+            _socket("c", version, socket.SOCK_DGRAM) as marker,
+            _raw("c", version, socket.IPPROTO_TCP) as watcher,
+        ):
+            server.bind((of["a"], 8080))
+            server.listen()
+            marker.bind((of["c"], 7000))
+            await loop.sock_connect(client, (of["cluster"], 80))
+            accepted, _ = await loop.sock_accept(server)
+            with accepted:
+                _send_out_of_window(of, version, client.getsockname()[1])
+                with _socket("a", version, socket.SOCK_DGRAM) as last:
+                    await loop.sock_sendto(last, b"last", (of["c"], 7000))
+                await loop.sock_recv(marker, 10)
+                await loop.sock_sendall(accepted, b"still here")
+                said = await loop.sock_recv(client, 100)
+            return _sources(watcher), said
+
+    sources, said = with_kernel(body)
+    assert said == b"still here"
+    assert sources == {of["cluster"]}
+
+
+def _raw(where: str, version: int, protocol: int) -> socket.socket:
+    namespaces.pushns(_netns(where))
+    try:
+        made = socket.socket(socket.AF_INET if version == 4 else socket.AF_INET6, socket.SOCK_RAW, protocol)
+    finally:
+        namespaces.popns()
+    made.setblocking(False)
+    return made
+
+
+def _send_out_of_window(of: dict[str, str], version: int, port: int) -> None:
+    """From the endpoint to the client, of their connection but far from where it is."""
+    from scapy.layers.inet import IP, TCP
+    from scapy.layers.inet6 import IPv6
+
+    header = IP(src=of["a"], dst=of["c"]) if version == 4 else IPv6(src=of["a"], dst=of["c"])
+    packet = bytes(header / TCP(sport=8080, dport=port, flags="A", seq=1 << 30, ack=1 << 30))
+    with _raw("a", version, socket.IPPROTO_RAW) as sender:
+        sender.sendto(packet, (of["c"], 0))
+
+
+def _sources(watcher: socket.socket) -> set[str]:
+    """From whom TCP came so far."""
+    seen = set()
+    while True:
+        try:
+            seen.add(watcher.recvfrom(2000)[1][0])
+        except BlockingIOError:
+            return seen
