@@ -6,7 +6,7 @@
     ICMP: an error about somebody else's connection?     (whoever receives is no Pod)
       |   from a Pod: drop; about a known one: accept
       v
-    TCP that begins in the middle, from or to an isolated Pod: drop
+    TCP or SCTP that begins in the middle, from or to an isolated Pod: drop
       |
       v  source address in egress4/6: its class's chain
     no egress rule allows it: drop, counted and logged
@@ -21,6 +21,11 @@ TCP.  A flow that a policy no longer allows is ended by deleting its entry from 
 next packet, from either side, would make a new entry, and even a denied direction would be open again as
 the "reply" of a flow begun by the other side: so a new flow of an isolated Pod must begin with a SYN,
 whichever direction is isolated.
+
+SCTP.  The same, and it needs no data to be sent: connection tracking takes a HEARTBEAT for the begin of a
+flow, and both ends send one every half minute.  A new flow must begin with an INIT, which alone has the
+verification tag 0 (RFC 9260, 8.5.1).  Second paths of an association are not opened by their heartbeats
+either; an isolated Pod has the one that its policies were asked about.
 
 ICMP.  Connection tracking calls an error "related" when the packet quoted in it belongs to a known flow,
 whoever sent the error.  A Pod could quote another's flow, so what comes by a Pod's link must be about a
@@ -89,6 +94,7 @@ MAPS: dict[tuple[Direction, int], SetName] = {
 ISOLATED: dict[int, SetName] = {4: SetName(TABLE, "isolated4"), 6: SetName(TABLE, "isolated6")}
 
 _FIRST = TcpFlag.FIN | TcpFlag.SYN | TcpFlag.RST | TcpFlag.ACK
+_INIT_TAG = 0
 _ICMP_ERRORS = frozenset(
     {
         IcmpType.DESTINATION_UNREACHABLE,
@@ -154,7 +160,7 @@ def _chains() -> Iterator[Chain]:
     )
     yield Chain(TABLE, "icmp_from_pod", tuple(_icmp_from_pod()))
     yield Chain(TABLE, "midstream", tuple(_midstream()))
-    yield Chain(TABLE, "not_syn", deny("midstream"))
+    yield Chain(TABLE, "not_first", deny("midstream"))
 
 
 def _hook(hook: Literal["forward", "input"]) -> Hook:
@@ -170,8 +176,11 @@ def _before_policy() -> Iterator[Rule]:
     yield Rule((_ESTABLISHED, ACCEPT))
     icmp = Match(Meta("l4proto"), "==", frozenset({Proto.ICMP, Proto.ICMPV6}))
     yield Rule((icmp, Verdict("jump", "icmp_errors")))
-    not_first = Match(Bits(Payload("tcp", "flags"), "&", _FIRST), "!=", TcpFlag.SYN)
-    yield Rule((not_first, Verdict("jump", "midstream")))
+    for not_first in (
+        Match(Bits(Payload("tcp", "flags"), "&", _FIRST), "!=", TcpFlag.SYN),
+        Match(Payload("sctp", "vtag"), "!=", _INIT_TAG),
+    ):
+        yield Rule((not_first, Verdict("jump", "midstream")))
 
 
 def _policy(direction: Direction) -> Iterator[Rule]:
@@ -195,4 +204,4 @@ def _midstream() -> Iterator[Rule]:
     for family in FAMILIES:
         for field in ("saddr", "daddr"):
             known = Match(Payload(IP[family], field), "==", Named(ISOLATED[family].name))
-            yield Rule((known, Verdict("goto", "not_syn")))
+            yield Rule((known, Verdict("goto", "not_first")))

@@ -82,7 +82,7 @@ class Packet:
     """A whole packet (fragments are joined before policy) and where it comes in and goes out.
 
     `l4proto` is what follows IPv6 extension headers, which `extensions` names; `fields` has any other header
-    fields, such as ("ip", "ttl").
+    fields, such as ("ip", "ttl").  SCTP without a tag begins an association.
     """
 
     source: Address
@@ -91,6 +91,7 @@ class Packet:
     sport: int = 0
     dport: int = 0
     tcp_flags: int = 0
+    sctp_tag: int = 0
     icmp_type: int = 0
     icmp_code: int = 0
     iifname: str = ""
@@ -129,7 +130,7 @@ _FIELDS = {
     "ip": {"saddr": "source", "daddr": "target", "protocol": "l4proto"},
     "ip6": {"saddr": "source", "daddr": "target"},
     "icmp": {"type": "icmp_type", "code": "icmp_code"},
-    "transport": {"sport": "sport", "dport": "dport", "flags": "tcp_flags"},
+    "transport": {"sport": "sport", "dport": "dport", "flags": "tcp_flags", "vtag": "sctp_tag"},
 }
 
 
