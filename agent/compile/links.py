@@ -6,6 +6,7 @@ What happens to a packet (priorities in brackets; defragmentation is at -400, co
       |                                                   |
       v  inet prerouting [-450]                           v  inet postrouting [-450]
     is `link . source` in pod_links? no: drop           is `link . destination` in pod_links? no: drop
+    (from any other: source in pod_addresses: drop)
       |                                                   |
       v  inet prerouting [-300]                           v
     neighbour and router discovery, redirect,           the Pod
@@ -82,6 +83,7 @@ STATIC: Owner = ("links",)
 CLUSTER: Owner = ("cluster",)
 
 POD_LINKS = {4: SetName(TABLE, "pod_links4"), 6: SetName(TABLE, "pod_links6")}
+POD_ADDRESSES = {4: SetName(TABLE, "pod_addresses4"), 6: SetName(TABLE, "pod_addresses6")}
 POD_CIDRS = {4: SetName(TABLE, "pod_cidrs4"), 6: SetName(TABLE, "pod_cidrs6")}
 CLUSTER_RANGES = {4: SetName(TABLE, "cluster4"), 6: SetName(TABLE, "cluster6")}
 
@@ -110,7 +112,12 @@ def link(host_link: str, addresses: Iterable[Address], namespace: str, pod: str)
     """The elements of one attachment: these addresses, and no others, are at home on this link."""
     of = comment(namespace, pod)
     return tuple(
-        Element(POD_LINKS[address.version], (host_link, address), comment=of) for address in addresses
+        element
+        for address in addresses
+        for element in (
+            Element(POD_LINKS[address.version], (host_link, address), comment=of),
+            Element(POD_ADDRESSES[address.version], address, comment=of),
+        )
     )
 
 
@@ -148,17 +155,27 @@ def _tables() -> Iterator[Item]:
 def _sets() -> Iterator[Item]:
     for version, kind in _ADDRESS.items():
         yield Set(TABLE, POD_LINKS[version].name, ("ifname", kind))
+        yield Set(TABLE, POD_ADDRESSES[version].name, (kind,))
         yield Set(TABLE, POD_CIDRS[version].name, (kind,), flags=frozenset({"interval"}))
         yield Set(TABLE, CLUSTER_RANGES[version].name, (kind,), flags=frozenset({"interval"}))
 
 
 def _link_chains() -> Iterator[Item]:
-    yield _hooked("link_source", "prerouting", BEFORE_DEFRAGMENTATION, "iifname", "from_link")
+    yield _source()
     yield _hooked("link_control", "prerouting", RAW, "iifname", "control_from_link")
     yield _hooked("link_destination", "postrouting", BEFORE_DEFRAGMENTATION, "oifname", "to_link")
     yield Chain(TABLE, "from_link", tuple(_not_of_the_link("iifname", "saddr", "source")))
     yield Chain(TABLE, "to_link", tuple(_not_of_the_link("oifname", "daddr", "destination")))
     yield Chain(TABLE, "control_from_link", tuple(_control()))
+
+
+def _source() -> Chain:
+    """Who comes by a Pod's link must have its address; who comes by any other must not have a Pod's."""
+    rules = [Rule((*_on_pod_link("iifname"), Verdict("goto", "from_link")))]
+    for version, name in POD_ADDRESSES.items():
+        key = Payload(_IP[version], "saddr")
+        rules.append(_drop(Match(key, "==", Named(name.name)), why="source address is of a Pod of this node"))
+    return Chain(TABLE, "link_source", tuple(rules), Hook("filter", "prerouting", BEFORE_DEFRAGMENTATION))
 
 
 def _control() -> Iterator[Rule]:

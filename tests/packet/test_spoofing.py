@@ -437,6 +437,7 @@ def state(world: World, name: str) -> str:
     return str(parts)
 
 
+LAN_MAC = {number: f"02:66:00:00:00:0{number}" for number in (1, 2)}
 SILENT = ("attacker", "neighbour", "remote", "node1", "node2")
 
 
@@ -479,6 +480,26 @@ def test_a_pods_own_fragments_arrive(world: World) -> None:
     for name in ("neighbour", "remote", "node1", "node2"):
         got = [first(world, name), first(world, name)]
         assert got == [mark, mark], name
+
+
+def from_the_lan(world: World, version: int, source: str, mark: bytes) -> Frames:
+    """What somebody on the nodes' link sends to a Pod of node1."""
+    header = IP if version == 4 else IPv6
+    target = str(world["neighbour"].addresses[version])
+    return [Ether(src=LAN_MAC[2], dst=LAN_MAC[1]) / header(src=source, dst=target) / udp(mark)]
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_pods_address_does_not_come_from_elsewhere(world: World, version: int) -> None:
+    """Beside what comes from its sender's own address, which arrives; IPv6 has no rp_filter to do this."""
+    drained(world)
+    since = len(world["neighbour"].capture.frames)
+    for frame in from_the_lan(world, version, own(world, version), EVIL):
+        world["node2"].capture.send(bytes(frame))
+    for frame in from_the_lan(world, version, str(world["node2"].addresses[version]), GOOD):
+        world["node2"].capture.send(bytes(frame))
+    assert first(world, "neighbour") == GOOD
+    assert unwelcome(world, "neighbour", since, GOOD) == []
 
 
 def test_a_pod_cannot_speak_through_the_tunnel(new_world: NewWorld) -> None:
@@ -538,6 +559,11 @@ def test_without_the_rules_the_same_packets_do_arrive(new_world: NewWorld) -> No
             drained(world)
             send(world, frames(world))
             assert first(world, victim) == EVIL, case
+        for version in (4, 6):
+            drained(world)
+            for frame in from_the_lan(world, version, own(world, version), EVIL):
+                world["node2"].capture.send(bytes(frame))
+            assert first(world, "neighbour") == EVIL, f"from the nodes' link, IPv{version}"
         since = len(world["attacker"].capture.frames)
         send(world, arp(world))
         answered = world["attacker"].capture.wait(lambda frame: ARP in Ether(frame))
