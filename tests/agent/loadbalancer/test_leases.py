@@ -20,7 +20,7 @@ from agent.loadbalancer.leases import NAMESPACE, FileLeases
 from tests.agent.loadbalancer.onelink import until
 
 LEASE = Lease(NAMESPACE, "it", holder="a", duration_s=3)
-QUICK = Timing(duration_s=1, renew_s=0.2, observe_s=0.15, margin_s=0.3, stagger_s=0.3, retry_s=0.05)
+QUICK = Timing(duration_s=2, renew_s=0.2, observe_s=0.15, margin_s=0.3, stagger_s=0.3, retry_s=0.05)
 
 
 def test_files_keep_leases(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_one_holds_and_another_follows(tmp_path: Path) -> None:
             assert (a.told, b.told) == ([True], [True])
             lease = await b.leases.get("it")
             assert lease is not None
-            assert (lease.holder, lease.transitions, lease.duration_s) == ("b", 1, 1)
+            assert (lease.holder, lease.transitions, lease.duration_s) == ("b", 1, 2)
             assert lease.acquired is not None
 
     asyncio.run(story())
