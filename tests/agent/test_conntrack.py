@@ -35,9 +35,10 @@ from agent.conntrack import (
     to_end,
 )
 from agent.nft.model import CtStatus
+from lab.limits import SLOWNESS
 
 T = TypeVar("T")
-LIMIT_S = 5.0
+LIMIT_S = 5.0 * SLOWNESS
 SILENCE_S = 0.3  # retransmissions begin after 0.2 s
 LEFT = {4: "10.7.1.2", 6: "fd07:1::2"}
 RIGHT = {4: "10.7.2.2", 6: "fd07:2::2"}

@@ -40,10 +40,11 @@ from agent import denials, headers
 from agent.denials import Denial, Denials, Denied, Reason, Repeats, denial_of, line
 from agent.nflog import Logged, Nflog, NflogError, packet
 from agent.nft.model import TcpFlag
+from lab.limits import SLOWNESS
 
 GROUP = 9619
 PREFIX = "podwall ingress 1a2b"
-LIMIT_S = 10.0
+LIMIT_S = 10.0 * SLOWNESS
 RULES = f"""
 table inet podwall_test {{
     chain prerouting {{

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from agent.nft.kernel import Kernel
+from lab.limits import SLOWNESS
 
 CLONE_NEWNET = 0x40000000
-LIMIT_S = 20.0
+LIMIT_S = 20.0 * SLOWNESS
 
 
 def _checked(result: int) -> None:
