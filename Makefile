@@ -8,7 +8,8 @@ TESTS       ?= tests
 NODES       ?= 2
 CNI         ?= podwall
 KUBE_PROXY  ?= none
-export NODES CNI KUBE_PROXY FOCUS SKIP
+PARALLEL    ?= 1
+export NODES CNI KUBE_PROXY FOCUS SKIP PARALLEL
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check format test cluster cluster-down e2e vm bench lock clean
@@ -61,7 +62,7 @@ cluster: setup ## a real kind cluster with podwall (NODES=3, CNI=none, KUBE_PROX
 cluster-down: setup ## remove it
 	@$(PYTHON) -m tests.cluster down
 
-e2e: setup ## upstream's tests (FOCUS='regex' SKIP='regex')
+e2e: setup ## upstream's tests (FOCUS='regex' SKIP='regex' PARALLEL=4)
 	@$(PYTHON) -m tests.cluster e2e
 
 clean: setup ## remove whatever podwall's lab and cluster left on this machine; caches stay

@@ -12,7 +12,7 @@ from tests.cluster.cache import root
 from tests.cluster.cluster import Settings
 from tests.cluster.console import ENDS_WITH_US, ClusterError, say
 from tests.cluster.gobuild import programs
-from tests.cluster.versions import KUBERNETES_MODULE
+from tests.cluster.versions import GINKGO_MODULE, KUBERNETES_MODULE
 
 SUMMARY = re.compile(r"Ran (\d+) of \d+ Specs")
 SHOWN = re.compile(
@@ -69,7 +69,7 @@ def command(focus: str, skip: str, settings: Settings) -> list[str]:
     unready = unready_system_pods()
     return [
         *(engine.inside() if cluster.offline() else []),
-        str(programs(KUBERNETES_MODULE) / "e2e.test"),
+        *runner(),
         f"--kubeconfig={cluster.kubeconfig()}",
         "--provider=skeleton",
         "--disable-log-dump",
@@ -82,6 +82,15 @@ def command(focus: str, skip: str, settings: Settings) -> list[str]:
         "--ginkgo.v",
         "--ginkgo.timeout=6h",
     ]
+
+
+def runner() -> list[str]:
+    """Return the words before the suite's own: the suite itself, or with PARALLEL several of it at once."""
+    suite = str(programs(KUBERNETES_MODULE) / "e2e.test")
+    parallel = int(os.environ.get("PARALLEL", "1"))
+    if parallel == 1:
+        return [suite]
+    return [str(programs(GINKGO_MODULE) / "ginkgo"), f"--procs={parallel}", "--timeout=6h", suite, "--"]
 
 
 def stream(words: list[str]) -> tuple[int, int]:

@@ -7,6 +7,7 @@ KIND = "v0.33.0"
 ETCD = "v3.6.5"
 COREDNS = "v1.12.4"
 TRAEFIK = "v3.6.12"
+GINKGO = "v2.21.0"  # the one in Kubernetes' go.mod: the processes speak with each other
 DEBIAN = "bookworm"  # systemd 252 still runs on cgroup v1, which the nodes use on hosts with both kinds
 GO_MINIMUM = (1, 25)
 
@@ -105,6 +106,11 @@ TRAEFIK_MODULE = GoModule(
     go="1.25.0",
     substitutes=(NO_DNS_CHALLENGE,),
 )
+GINKGO_MODULE = GoModule(
+    "ginkgo", "github.com/onsi/ginkgo/v2", GINKGO, packages=("ginkgo",), flags=("-trimpath",)
+)
+"""Runs upstream's tests in several processes at once."""
+
 GATEWAY_API = GoModule("gateway-api", "sigs.k8s.io/gateway-api", "v1.4.0")
 """Holds the definitions of Gateway, HTTPRoute and their kin, in the version that Traefik asks for."""
 
