@@ -15,6 +15,7 @@ import asyncio
 import errno
 import os
 import socket
+import struct
 import subprocess
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
@@ -654,7 +655,7 @@ def test_a_packet_out_of_its_connection_reaches_no_client(
             await loop.sock_connect(client, (of["cluster"], 80))
             accepted, _ = await loop.sock_accept(server)
             with accepted:
-                _send_out_of_window(of, version, client.getsockname()[1])
+                _send_out_of_window(of, version, client.getsockname()[1], await loop.sock_recv(watcher, 2000))
                 with _socket("a", version, socket.SOCK_DGRAM) as last:
                     await loop.sock_sendto(last, b"last", (of["c"], 7000))
                 await loop.sock_recv(marker, 10)
@@ -677,13 +678,16 @@ def _raw(where: str, version: int, protocol: int) -> socket.socket:
     return made
 
 
-def _send_out_of_window(of: dict[str, str], version: int, port: int) -> None:
-    """From the endpoint to the client, of their connection but far from where it is."""
+def _send_out_of_window(of: dict[str, str], version: int, port: int, answer: bytes) -> None:
+    """From the endpoint to the client, of their connection but far ahead of where its SYN ACK says it is."""
     from scapy.layers.inet import IP, TCP
     from scapy.layers.inet6 import IPv6
 
     header = IP(src=of["a"], dst=of["c"]) if version == 4 else IPv6(src=of["a"], dst=of["c"])
-    packet = bytes(header / TCP(sport=8080, dport=port, flags="A", seq=1 << 30, ack=1 << 30))
+    seq, ack = struct.unpack_from("!II", answer, 24 if version == 4 else 4)
+    packet = bytes(
+        header / TCP(sport=8080, dport=port, flags="A", seq=(seq + (1 << 30)) % (1 << 32), ack=ack)
+    )
     with _raw("a", version, socket.IPPROTO_RAW) as sender:
         sender.sendto(packet, (of["c"], 0))
 
