@@ -12,8 +12,8 @@ deletes its entry; what its next packet meets then:
     TCP     not a SYN and no entry: for an isolated Pod the rules drop it, from either side: cut
     others  judged by the rules like a first packet: dropped if they no longer allow it
 
-A packet that the old rules let through may still be on its way into the table while it is listed, so
-`end_denied` lists once more after a moment.
+A packet that the old rules let through may still be on its way into the table, so `end_denied` waits a moment
+before it lists.
 
 An entry is deleted by its reply tuple together with the kernel's id. The id is a hash of the original tuple
 and of the entry's place in memory, so the three together mean this entry, or one in the same place with the
@@ -144,18 +144,13 @@ async def end_denied(
     """End the flows of these addresses (None: of all) that are not allowed, those just beginning included.
 
     To be called when the rules that deny them are in force. `judge` says what is allowed, as a function that
-    is called in another thread; it is asked after each listing, so that a flow which newer rules let in is
+    is called in another thread; it is asked after the listing, so that a flow which newer rules let in is
     not judged by older ones. Raises ConntrackError.
     """
-    total = Ended()
-    for pause_s in (0.0, grace_s):
-        await asyncio.sleep(pause_s)
-        known = await list_flows(addresses)
-        denied = await asyncio.to_thread(to_end, known, await judge())
-        if denied:
-            more = await end_flows(denied)
-            total = Ended(total.ended + more.ended, total.gone + more.gone)
-    return total
+    await asyncio.sleep(grace_s)
+    known = await list_flows(addresses)
+    denied = await asyncio.to_thread(to_end, known, await judge())
+    return await end_flows(denied) if denied else Ended()
 
 
 async def _in_thread(work: Callable[[Conntrack], T]) -> T:

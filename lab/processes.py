@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -34,15 +35,17 @@ class Process:
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self._status: int | None = None
+        self._asking = threading.Lock()  # the kernel tells a status once
 
     def poll(self) -> int | None:
         """Return None while it runs, then its status: negative for the signal that ended it."""
-        if self._status is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self._status = os.waitstatus_to_exitcode(status)
-                _started.discard(self)
-        return self._status
+        with self._asking:
+            if self._status is None:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+                if pid:
+                    self._status = os.waitstatus_to_exitcode(status)
+                    _started.discard(self)
+            return self._status
 
     def wait(self, seconds: float = 10.0) -> int:
         """Wait for its end and return its status. Raises LabError when it goes on."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lab import processes
@@ -47,3 +48,13 @@ def test_one_that_ignores_sigterm_is_killed(make_netns: Callable[[str], Path], t
 
 def test_a_missing_namespace_holds_nobody(tmp_path: Path) -> None:
     assert processes.stop_in([tmp_path / "none"]) == 0
+
+
+def test_several_threads_learn_the_same_status(make_netns: Callable[[str], Path], tmp_path: Path) -> None:
+    """The kernel tells it once: who asks at the same time must not hear that there is no child."""
+    where = make_netns("one")
+    for _ in range(20):
+        process = processes.start(where, ["true"], tmp_path / "log")
+        with ThreadPoolExecutor(8) as pool:
+            statuses = [pool.submit(process.wait) for _ in range(8)]
+            assert [status.result() for status in statuses] == [0] * 8
