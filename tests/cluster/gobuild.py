@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.cluster.cache import digest, entry
+from tests.cluster.cache import digest, entry, remove
 from tests.cluster.console import ENDS_WITH_US, ClusterError, run, say
 from tests.cluster.versions import GO_MINIMUM, GoModule, Substitute
 
@@ -61,8 +61,7 @@ def build(module: GoModule, place: Path) -> None:
     programs = place / "bin"
     programs.mkdir(parents=True)
     write_module(module, place)
-    for substitute in module.substitutes:
-        put_in_place(substitute, place)
+    copies = [put_in_place(substitute, place) for substitute in module.substitutes]
     own = [package for package in module.packages if package]
     if own:
         words = [f"{module.path}/{package}" for package in own]
@@ -76,6 +75,8 @@ def build(module: GoModule, place: Path) -> None:
         compile_packages(
             ["test", "-c", *module.flags, "-o", output, f"{module.path}/{package}"], place, output.name
         )
+    for copy in copies:
+        remove(copy)
 
 
 def write_module(module: GoModule, place: Path) -> None:
@@ -105,8 +106,8 @@ def replacements(requirements: str, version: str) -> list[str]:
     return lines + re.findall(r"^exclude \S+ v\S+$", requirements, re.MULTILINE)
 
 
-def put_in_place(substitute: Substitute, place: Path) -> None:
-    """Copy a module that is depended on, in the version that is wanted, and change one file of the copy.
+def put_in_place(substitute: Substitute, place: Path) -> Path:
+    """Copy a module that is depended on, in the version that is wanted, change one file, return the copy.
 
     `go build -overlay` would do, but refuses files of the module cache.
     """
@@ -118,6 +119,7 @@ def put_in_place(substitute: Substitute, place: Path) -> None:
     (place / copy / substitute.file).write_text(substitute.text)
     with (place / "go.mod").open("a") as file:
         file.write(f"replace {substitute.module} => ./{copy}\n")
+    return place / copy
 
 
 def compile_packages(words: Sequence[str | Path], cwd: Path, what: str) -> None:
