@@ -51,7 +51,7 @@ def unready_system_pods() -> int:
     """Count system Pods that are not Ready, which the suite would otherwise await for ten minutes at its
     start.
 
-    Without kube-proxy, and as long as podwall serves no Services, CoreDNS cannot reach the API server.
+    Without a network plugin (CNI=none) CoreDNS is not.
     """
     found = [
         pod["metadata"]["name"]
