@@ -67,6 +67,14 @@ def test_node() -> None:
     assert (node.labels, node.annotations, node.problems) == ({"l": "1"}, {"k": "v"}, ())
 
 
+def test_a_cordoned_node() -> None:
+    assert [read("Node", spec={"unschedulable": value}).unschedulable for value in (True, False)] == [
+        True,
+        False,
+    ]
+    assert not read("Node").unschedulable
+
+
 def test_node_of_an_old_manifest_has_one_cidr() -> None:
     assert read("Node", spec={"podCIDR": "10.1.0.0/16"}).pod_cidrs == (ip_network("10.1.0.0/16"),)
 
