@@ -34,6 +34,8 @@ def _lines(state: dict[str, Any]) -> Iterator[str]:
     yield f"Node {state['node']}: {'not ready' if state['not_ready'] else 'ready'}"
     yield from (f"  not ready: {reason}" for reason in state["not_ready"])
     yield from (f"  problem: {problem}" for problem in state["problems"])
+    for each in state.get("object_problems", ()):
+        yield f"  {each['kind']} {each['object']}: {each['problem']}"
     yield f"  podwall {state['version']}, kernel {state['kernel']}, up {_ago(state['started'])}"
     yield f"  Pods: {state['pods']}"
     for each in state["addresses"]:
