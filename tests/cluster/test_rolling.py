@@ -1,5 +1,6 @@
 """Rolling update and scaling under load: no failed request, and traffic that follows the EndpointSlices."""
 
+import contextlib
 import json
 import subprocess
 import threading
@@ -13,6 +14,7 @@ from tests.cluster import cluster, kube, places
 from tests.cluster.ask import Answer, Question
 from tests.cluster.cluster import Settings
 from tests.cluster.console import ENDS_WITH_US, say, wait_for
+from tests.cluster.contents import agnhost_name
 from tests.cluster.gobuild import programs
 from tests.cluster.places import Asker
 from tests.cluster.versions import KUBERNETES_MODULE
@@ -22,6 +24,8 @@ SERVICE = "rolling"
 NODE_PORT = 30090
 REPLICAS = 10
 RATE = 50
+CHOOSY = "choosy"
+FLAG = "/ready"
 FOLLOWS_S = 0.2
 """How soon after the EndpointSlice's event the rules hold."""
 
@@ -77,22 +81,29 @@ def with_condition(endpoints: list[dict[str, Any]], condition: str) -> frozenset
     return frozenset(each["targetRef"]["name"] for each in endpoints if each["conditions"].get(condition))
 
 
-@pytest.fixture
-def watch() -> Iterator[SliceWatch]:
-    """Watch the IPv4 EndpointSlices as the agents do."""
+@contextlib.contextmanager
+def watching(service: str) -> Iterator[SliceWatch]:
+    """Watch a Service's IPv4 EndpointSlices as the agents do."""
     path = f"/apis/discovery.k8s.io/v1/namespaces/{NAMESPACE}/endpointslices"
-    chosen = f"watch=true&labelSelector=kubernetes.io/service-name={SERVICE}"
+    chosen = f"watch=true&labelSelector=kubernetes.io/service-name={service}"
     words = [str(programs(KUBERNETES_MODULE) / "kubectl"), "get", "--raw", f"{path}?{chosen}"]
     environment = cluster.environment()
     with subprocess.Popen(
         [*ENDS_WITH_US, *words], env=environment, stdout=subprocess.PIPE, text=True
     ) as process:
         found = SliceWatch(process)
-        wait_for("the first EndpointSlice", lambda: found.changes, limit=20)
         try:
+            wait_for("the first EndpointSlice", lambda: found.changes, limit=20)
             yield found
         finally:
             process.kill()
+
+
+@pytest.fixture
+def watch() -> Iterator[SliceWatch]:
+    """Watch the Service that is scaled."""
+    with watching(SERVICE) as found:
+        yield found
 
 
 def scale(replicas: int) -> None:
@@ -172,6 +183,59 @@ def test_traffic_follows_scaling(asker: Asker, watch: SliceWatch) -> None:
     late = {name: max(at_of(found, name)) - watch.unused_since(name) for name in up - {last}}
     say(f"scaled down: last answer of a removed Pod {max(late.values()) * 1000:.0f} ms after its event")
     assert max(late.values()) < FOLLOWS_S
+
+
+def choosy() -> list[dict[str, Any]]:
+    """Return three Pods that are ready as long as they have a file, and their Service."""
+    labels = {"app": CHOOSY}
+    container = {
+        "name": CHOOSY,
+        "image": agnhost_name(),
+        "command": ["sh", "-c", f"touch {FLAG}; exec /agnhost netexec --http-port=8080 --udp-port=-1"],
+        "readinessProbe": {
+            "exec": {"command": ["test", "-e", FLAG]},
+            "periodSeconds": 1,
+            "failureThreshold": 1,
+        },
+    }
+    metadata = {"name": CHOOSY, "namespace": NAMESPACE}
+    template = {
+        "metadata": {"labels": labels},
+        "spec": {"containers": [container], "terminationGracePeriodSeconds": 1},
+    }
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": metadata,
+            "spec": {"selector": labels, "ports": [{"port": 80, "targetPort": 8080}]},
+        },
+        {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": metadata,
+            "spec": {"replicas": 3, "selector": {"matchLabels": labels}, "template": template},
+        },
+    ]
+
+
+def test_traffic_leaves_a_pod_that_is_not_ready_and_comes_back(asker: Asker) -> None:
+    kube.apply(*choosy())
+    kube.await_all_ready(NAMESPACE)
+    moody = kube.pods(NAMESPACE, app=CHOOSY)[0].name
+    address = kube.addresses(NAMESPACE, CHOOSY)[0]
+    with watching(CHOOSY) as watch, places.asking(asker, [Question(address, 80)], RATE) as stream:
+        kube.execute(NAMESPACE, moody, "rm", FLAG)
+        wait_for("its end as an endpoint", lambda: moody not in watch.changes[-1][1], limit=20)
+        left, before = watch.unused_since(moody), len(stream.so_far())
+        wait_for("more answers", lambda: len(stream.so_far()) > before + RATE, limit=10)
+        kube.execute(NAMESPACE, moody, "touch", FLAG)
+        wait_for("its return", lambda: moody in watch.changes[-1][1], limit=20)
+        stream.await_last("its answer", lambda answer: answer.body == moody)
+        found = stream.end()
+    assert not failures(found)
+    back = next(at for at, names in watch.changes if at > left and moody in names)
+    assert not [at for at in at_of(found, moody) if left + FOLLOWS_S < at < back - FOLLOWS_S]
 
 
 def at_of(found: list[tuple[Question, Answer]], name: str) -> list[float]:
