@@ -76,6 +76,48 @@ def test_events(cluster: Any, client: ApiClient) -> None:
     assert (found["Ready"]["regarding"]["kind"], found["Ready"]["type"]) == ("Node", "Normal")
 
 
+def test_an_event_with_a_name_is_made_once(cluster: Any, client: ApiClient) -> None:
+    """All nodes' agents say the same of a policy."""
+
+    def say(note: str) -> None:
+        client.create_event(
+            "NetworkPolicy",
+            ("default", "api"),
+            "uid",
+            reason="UnusableFields",
+            note=note,
+            action="Compile",
+            event="api.0123456789abcdef",
+        )
+
+    say("first")
+    with pytest.raises(Conflict):
+        say("second")
+    _, answer = cluster.b.call("GET", "/apis/events.k8s.io/v1/namespaces/default/events/api.0123456789abcdef")
+    assert answer["note"] == "first"
+
+
+def test_versions_as_they_are_now(cluster: Any, client: ApiClient) -> None:
+    """Of a namespace's policies the newest, and of one Namespace; what a watch has to reach."""
+    policies = "/apis/networking.k8s.io/v1/namespaces/default/networkpolicies"
+    assert client.newest("NetworkPolicy", "default") == 0
+    made = [
+        int(
+            cluster.b.create(policies, {"metadata": {"name": name}, "spec": {}})["metadata"][
+                "resourceVersion"
+            ]
+        )
+        for name in ("a", "b")
+    ]
+    try:
+        assert client.newest("NetworkPolicy", "default") == max(made)
+        assert 0 < client.version_of("Namespace", "default") < min(made)
+        with pytest.raises(NotFound):
+            client.version_of("Namespace", "nowhere")
+    finally:
+        cluster.b.call("DELETE", policies)
+
+
 def test_leases(cluster: Any, client: ApiClient) -> None:
     now = datetime.now(UTC)
     lease = Lease("default", "podwall", "node-a", 15, now, now, 1)
