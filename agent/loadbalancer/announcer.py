@@ -24,7 +24,8 @@ from agent.loadbalancer.shards import Shard
 from agent.loadbalancer.speaker import Speaker, SpeakerError, has_carrier
 
 HEIRS = 3
-"""So many nodes of each Lease's order read it: enough to be sure that one is alive, and no load for more."""
+"""So many nodes of each Lease's order watch it closely; the others together read it about once a second."""
+LATE_S = 5.0
 
 MOVE_S = 1.0
 REVIEW_S = 0.5
@@ -137,7 +138,8 @@ class Announcer:
             if shard is None:
                 candidate.leave()
             else:
-                candidate.want(self._rank(shard) if able else None)
+                rank = shard.rank(self._node) if able else None
+                candidate.want(rank, observe_every(rank, len(shard.candidates)))
         self._speak()
 
     def _start(self, name: str) -> None:
@@ -157,12 +159,6 @@ class Announcer:
         if name in self._shards:
             self.review()
 
-    def _rank(self, shard: Shard) -> int | None:
-        rank = shard.rank(self._node)
-        if rank is not None and rank >= HEIRS and self._candidates[shard.lease].holder != self._node:
-            return None
-        return rank
-
     def _speak(self) -> None:
         if not self._speaker:
             return
@@ -179,3 +175,8 @@ class Announcer:
             return False
         nodes = self._shards[name].addresses[ip]
         return nodes is None or self._node in nodes
+
+
+def observe_every(rank: int | None, candidates: int) -> float:
+    """Seconds between an heir's looks at a Lease, 0 for as often as helps: the first ones; others seldom."""
+    return 0.0 if rank is None or rank < HEIRS else max(LATE_S, candidates - HEIRS)

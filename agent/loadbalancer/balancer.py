@@ -20,7 +20,7 @@ from agent.cluster.store import Changed, Store
 from agent.config import Config
 from agent.loadbalancer.allocation import Name, addresses_of, allocate
 from agent.loadbalancer.allocator import Allocator
-from agent.loadbalancer.announcer import HEIRS, RESIGN_S, Announcer
+from agent.loadbalancer.announcer import RESIGN_S, Announcer, observe_every
 from agent.loadbalancer.candidate import Candidate
 from agent.loadbalancer.claim import Timing
 from agent.loadbalancer.shards import order, shards
@@ -120,15 +120,14 @@ class LoadBalancer:
         self._announcer.plan(
             shards(self._pools, self._services.values(), nodes, lambda key: snapshot.slices_of(key).values())
         )
-        self._elected.want(self._rank(nodes))
+        self._stand_for_election(nodes)
 
-    def _rank(self, nodes: Iterable[Node]) -> int | None:
-        """This node's place among those that may be elected."""
-        names = order(LEASE, (node.name for node in nodes if node.ready)) or order(
-            LEASE, (node.name for node in nodes)
-        )
-        rank = names.index(self._node) if self._node in names else HEIRS
-        return rank if rank < HEIRS or self._elected.held else None
+    def _stand_for_election(self, nodes: Iterable[Node]) -> None:
+        """Ready nodes can be elected; when there is none, any."""
+        ready = [node.name for node in nodes if node.ready]
+        names = order(LEASE, ready or [node.name for node in nodes])
+        rank = names.index(self._node) if self._node in names else None
+        self._elected.want(rank, observe_every(rank, len(names)))
 
     def _listed(self) -> bool:
         return all(kind in self._store.synced for kind in KINDS)

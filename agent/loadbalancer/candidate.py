@@ -67,13 +67,13 @@ class Candidate:
         """Who holds the Lease, as far as is known here; empty for nobody or unknown."""
         return self._claim.holder
 
-    def want(self, rank: int | None) -> None:
-        """Be an heir of this rank; None: let go of it at once, and tell the others."""
+    def want(self, rank: int | None, observe_s: float = 0.0) -> None:
+        """Be an heir of this rank; None: let go of it at once, and tell the others. See `Claim.want`."""
         self._leaving = False
-        self._ask(rank)
+        self._ask(rank, observe_s)
 
-    def _ask(self, rank: int | None) -> None:
-        self._claim.want(rank)
+    def _ask(self, rank: int | None, observe_s: float = 0.0) -> None:
+        self._claim.want(rank, observe_s)
         self._idle.clear()
         self._wake.set()
 

@@ -63,6 +63,7 @@ class Claim:
         self._node = node
         self._timing = timing
         self._rank: int | None = None
+        self._observe_s = timing.observe_s
         self._lease: Lease | None = None  # as the last answer had it; None: there was none
         self._known = False  # whether a write may be based on that answer
         self._unchanged_since = self._read_at = NEVER
@@ -85,11 +86,14 @@ class Claim:
         """Who holds it, as far as is known here; empty for nobody."""
         return self._lease.holder if self._lease else ""
 
-    def want(self, rank: int | None) -> None:
-        """Be an heir of this rank, 0 the first; None: neither hold it nor care who does."""
+    def want(self, rank: int | None, observe_s: float = 0.0) -> None:
+        """Be an heir of this rank, 0 the first; None: neither hold it nor care who does.
+
+        `observe_s` is how often to look at it, for one who is far from the first.
+        """
         if rank is None:
             self._held_until = NEVER  # at once; that others are told comes after
-        self._rank = rank
+        self._rank, self._observe_s = rank, observe_s or self._timing.observe_s
 
     # What to do
 
@@ -116,7 +120,7 @@ class Claim:
         take_at = self._take_at(rank)
         if now >= take_at:
             return Step("take", self._lease) if self._lease else Step("create")
-        read_at = self._read_at + self._timing.observe_s
+        read_at = self._read_at + self._observe_s
         return Step("read") if now >= read_at else min(read_at, take_at)
 
     def _take_at(self, rank: int) -> float:
@@ -135,7 +139,7 @@ class Claim:
     def read(self, now: float, lease: Lease | None) -> None:
         """The Lease as it is; None when there is none."""
         # Who could not look for so long does not know whether the holder could renew, which comes first then.
-        blind = now - self._read_at > self._timing.duration_s
+        blind = now - self._read_at > self._timing.duration_s + self._observe_s
         if blind or not _same(lease, self._lease):
             self._unchanged_since = now
         if lease is None and self._lease is not None and self._lease.holder not in {"", self._node}:

@@ -5,7 +5,7 @@
 
 The Leases bound what the API server must do: a holder writes once a second, so sixteen Leases are at most
 sixteen writes a second, however many addresses and nodes there are. Local addresses need a Lease for each set
-of Pods, since only their nodes may answer. Only the first few nodes of the order read a Lease.
+of Pods, since only their nodes may answer. Only the first few nodes of the order watch a Lease closely.
 
 The order is a hash of Lease and node (rendezvous hashing): another for each Lease, and a node's coming or
 going moves nobody else.

@@ -115,9 +115,9 @@ class Node:
     def held(self) -> bool:
         return self.claim.held(self.clock())
 
-    def want(self, rank: int | None) -> None:
+    def want(self, rank: int | None, observe_s: float = 0.0) -> None:
         self.rank = rank
-        self.claim.want(rank)
+        self.claim.want(rank, observe_s)
 
     def loop(self) -> None:
         """One turn of the agent's loop; it comes back by itself."""
@@ -225,7 +225,7 @@ def mischief(cluster: Cluster) -> None:
         case 2:
             node.want(None)
         case 3:
-            node.want(cluster.random.randrange(3))
+            node.want(cluster.random.randrange(3), cluster.random.choice([0.0, 0.0, 5.0]))
         case 4:
             node.start()
             node.want(cluster.random.randrange(3))
@@ -295,6 +295,19 @@ def test_a_dead_holder_is_followed_within_five_seconds(seed: int) -> None:
     cluster.crash(holder)
     cluster.run(8)
     assert 1.0 < cluster.taken_after(begin, holder) < 4.3
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_one_far_from_the_first_follows_when_all_before_are_dead(seed: int) -> None:
+    cluster = Cluster(seed, nodes=4, slowest_s=0.05)
+    for rank, node in enumerate(cluster.nodes):
+        node.want(rank, 5.0 if rank == 3 else 0.0)
+    cluster.run(10 + cluster.random.uniform(0, 5))
+    begin = cluster.world.now
+    for node in cluster.nodes[:3]:
+        cluster.crash(node)
+    cluster.run(15)
+    assert cluster.taken_after(begin, cluster.nodes[0]) < 10 * 1.06
 
 
 @pytest.mark.parametrize("seed", range(10))
