@@ -1,7 +1,7 @@
 """Flows of Services that must end because nothing translates them as their Service says now.
 
     client --> 10.96.0.10:53 --> 10.244.1.7:5353     its endpoint is gone         end
-    client --> 10.96.0.10:53 --> 10.244.1.8:5353     its endpoint serves          goes on
+    client --> 10.96.0.10:53 --> 10.244.1.8:5353     its endpoint still serves    goes on
     client --> 10.96.0.10:53     (no translation)    began before the Service     end, if it has endpoints
     client --> 192.0.2.9:53  --> 10.244.1.7:5353     podwall's Service is gone    end
     client --> 192.0.2.9:53  --> 198.51.100.1:53     never was podwall's          goes on
@@ -75,8 +75,8 @@ class Places(NamedTuple):
     node_ports: tuple[IPNetwork, ...] = ()
 
 
-EndpointsOf: TypeAlias = Callable[[IPAddress, Protocol, int, bool], "frozenset[tuple[IPAddress, int]] | None"]
-"""Where a flow to address, protocol and port (True: of a node) may lead; None when no Service is there."""
+ServingAt: TypeAlias = Callable[[IPAddress, Protocol, int, bool], "frozenset[tuple[IPAddress, int]] | None"]
+"""Where a flow to address, protocol and port (True: of a node) may go on; None when no Service is there."""
 
 Where: TypeAlias = Callable[[Destination], Target | None]
 """Where flows to this destination may lead now; None when it is no frontend."""
@@ -99,23 +99,23 @@ def must_end(flow: Flow, target: Target | None, was_frontend: bool) -> bool:
 
 
 def target_of(
-    to: Destination, endpoints_of: EndpointsOf | None, host_ports: Iterable[Attachment], places: Places
+    to: Destination, serving_at: ServingAt | None, host_ports: Iterable[Attachment], places: Places
 ) -> Target | None:
     """Where flows to a destination lead now; None when neither a Service nor a Pod's port is there.
 
-    Other nodes' NodePorts are translated here only for Pods of this node. Without `endpoints_of` there are
+    Other nodes' NodePorts are translated here only for Pods of this node. Without `serving_at` there are
     no Services.
     """
     if to.address is None:
         return None
     address, protocol = to.address, _NAMES[to.protocol]
-    found = endpoints_of(address, protocol, to.port, False) if endpoints_of else None
+    found = serving_at(address, protocol, to.port, False) if serving_at else None
     if found is not None:
         return _target(found)
     if address not in places.local and address not in places.nodes:
         return None
-    if endpoints_of and _answers_node_ports(address, places.node_ports):
-        found = endpoints_of(address, protocol, to.port, True)
+    if serving_at and _answers_node_ports(address, places.node_ports):
+        found = serving_at(address, protocol, to.port, True)
     if address not in places.local:
         return None if found is None else _target(found, everyone=False)
     return _host_port(address, protocol, to.port, host_ports) if found is None else _target(found)

@@ -371,9 +371,9 @@ class Services:
         nodes = frozenset(ip for node in self._store.snapshot.nodes.values() for ip in node.internal_ips)
 
         def where(to: Destination) -> Target | None:
-            endpoints_of = self._compiler.endpoints_of if self.serving else None
+            serving_at = self._compiler.serving_at if self.serving else None
             places = Places(local, nodes, self._config.node_port_addresses)
-            return target_of(to, endpoints_of, self._host_ports.values(), places)
+            return target_of(to, serving_at, self._host_ports.values(), places)
 
         ended = await end_stale(where, gone, local | nodes)
         self._gone -= gone

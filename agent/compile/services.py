@@ -161,6 +161,20 @@ class ServiceCompiler:
             for backend in each.endpoints
         )
 
+    def serving_at(
+        self, address: IPAddress, protocol: Protocol, port: int, node_port: bool = False
+    ) -> frozenset[Backend] | None:
+        """Where a flow to this address and port may go on, None where no Service is.
+
+        Also to endpoints that get no new flows, because they terminate or nearer ones are there.
+        """
+        found = self._way(address, protocol, port, node_port)
+        if found is None:
+            return None
+        key, way = found
+        there = candidates(self._slices.get(key, {}).values(), way.port, address.version)
+        return frozenset(backend for backend, each in there.items() if each.ready or each.serving)
+
     def service_at(
         self, address: IPAddress, protocol: Protocol, port: int, node_port: bool = False
     ) -> ServiceName | None:
