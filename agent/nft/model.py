@@ -512,22 +512,26 @@ ItemId: TypeAlias = TableName | ChainName | SetName | tuple[SetName, Key]
 
 
 class Ruleset:
-    """Tables, chains, sets and elements by their names; what the kernel holds, or should."""
+    """Tables, chains, sets and elements by their names; what the kernel holds, or should.
 
-    __slots__ = ("chains", "elements", "sets", "tables")
+    A copy shares the elements of each set until either side changes that set.
+    """
+
+    __slots__ = ("_shared", "chains", "elements", "sets", "tables")
 
     def __init__(self, items: Iterable[Item] = ()) -> None:
         self.tables: dict[TableName, Table] = {}
         self.chains: dict[ChainName, Chain] = {}
         self.sets: dict[SetName, Set] = {}
         self.elements: dict[SetName, dict[Key, Element]] = {}
+        self._shared: set[SetName] = set()
         for item in items:
             self.add(item)
 
     def add(self, item: Item) -> None:
         """Put an item in, in the place of one with the same name."""
         if isinstance(item, Element):
-            self.elements.setdefault(item.set, {})[item.key] = item
+            self._own_elements(item.set)[item.key] = item
         elif isinstance(item, Chain):
             self.chains[item.id] = item
         elif isinstance(item, Set):
@@ -538,10 +542,10 @@ class Ruleset:
     def discard(self, item: Item) -> None:
         """Take the item of this name out, if there is one."""
         if isinstance(item, Element):
-            of = self.elements.get(item.set, {})
+            of = self._own_elements(item.set)
             of.pop(item.key, None)
             if not of:
-                self.elements.pop(item.set, None)
+                del self.elements[item.set]
         elif isinstance(item, Chain):
             self.chains.pop(item.id, None)
         elif isinstance(item, Set):
@@ -563,8 +567,17 @@ class Ruleset:
         """The same items, for a reader who must not see later changes."""
         made = Ruleset()
         made.tables, made.chains, made.sets = dict(self.tables), dict(self.chains), dict(self.sets)
-        made.elements = {name: dict(of) for name, of in self.elements.items()}
+        made.elements = dict(self.elements)
+        self._shared, made._shared = set(self.elements), set(self.elements)
         return made
+
+    def _own_elements(self, name: SetName) -> dict[Key, Element]:
+        """The elements of a set, to be changed."""
+        of = self.elements.setdefault(name, {})
+        if name in self._shared:
+            self._shared.discard(name)
+            of = self.elements[name] = dict(of)
+        return of
 
     def items(self) -> Iterator[Item]:
         """All items, tables first and elements last."""

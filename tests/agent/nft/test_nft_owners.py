@@ -107,3 +107,19 @@ def _apply(mirror: Ruleset, desired: Desired) -> None:
             mirror.add(after)
         elif before is not None:
             mirror.discard(before)
+
+
+def test_a_copy_and_its_original_do_not_see_each_others_changes() -> None:
+    original = Ruleset([_peer(1), _peer(2)])
+    copied = original.copy()
+    original.add(_peer(3))
+    original.discard(_peer(1))
+    assert copied == Ruleset([_peer(1), _peer(2)])
+
+    again = original.copy()
+    again.discard(_peer(2))
+    again.discard(_peer(3))
+    again.add(_peer(4))
+    assert original == Ruleset([_peer(2), _peer(3)])
+    assert copied == Ruleset([_peer(1), _peer(2)])
+    assert again == Ruleset([_peer(4)])
