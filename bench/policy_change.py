@@ -204,7 +204,7 @@ def main() -> None:
     started = [starts(cluster.node) for cluster in clusters]
     say("")
     print(*show(clusters, uses, started), "", sep="\n")
-    report(list(targets(clusters[-1], uses[-1], started[-1])))
+    report(targets(clusters[-1], uses[-1], started[-1]))
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ def main() -> None:
                 taken.change(number)
     say("")
     print(*show(all_taken), "", sep="\n")
-    report(list(targets(all_taken)))
+    report(targets(all_taken))
 
 
 if __name__ == "__main__":

@@ -147,7 +147,7 @@ def main() -> None:
     connections.rounds(list(cases.values()), arguments.rounds, arguments.seconds)
     say("")
     print(*show(list(cases.values()), cases[BY_HAND, 1]), "", sep="\n")
-    report(list(targets(cases)))
+    report(targets(cases))
 
 
 if __name__ == "__main__":

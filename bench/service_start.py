@@ -98,7 +98,7 @@ def main() -> None:
                 taken[name, services].append(start(name, next(nodes), services))
     say("")
     print(*show(taken), "", sep="\n")
-    report(list(targets(taken)))
+    report(targets(taken))
 
 
 if __name__ == "__main__":
