@@ -11,9 +11,11 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from typing import Any, cast
 
 import pytest
 
+from agent.cli.ask import ask
 from cni.spec import TRY_AGAIN_LATER
 from lab import netns
 from lab.processes import until
@@ -184,6 +186,38 @@ def test_a_manifest_that_does_not_parse(node: Node) -> None:
     assert node.reaches(node.add())
     for name in ("broken.yaml", "odd.json"):
         (node.cluster / name).unlink()
+
+
+def test_a_policy_that_cannot_be_used_isolates_and_is_told_once(node: Node) -> None:
+    rule = {"from": [{"ipBlock": {"cidr": "10.0.0.041/8"}}]}
+    policy = {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": "odd", "namespace": "default"},
+        "spec": {"podSelector": {}, "ingress": [rule]},
+    }
+    node.write("odd.json", policy)
+    until(lambda: object_problems(node), 5, node.log)
+    box = node.add()
+    node.write("odd.json", policy)  # as it was
+    (told,) = object_problems(node)
+    assert (told["kind"], told["object"]) == ("NetworkPolicy", "default/odd")
+    assert told["problem"].startswith("spec.ingress[0].from[0].ipBlock.cidr: '10.0.0.041/8' is not a CIDR")
+    assert node.log().count("event=object-problem") == 1
+    isolated = command(
+        "ip", "netns", "exec", node.netns, "nft", "list", "set", "inet", "podwall", "isolated4"
+    )
+    assert str(box.addresses[0]) in isolated
+
+    node.write("odd.json", {**policy, "spec": {"podSelector": {}}})
+    until(lambda: not object_problems(node), 5, node.log)
+    (node.cluster / "odd.json").unlink()
+
+
+def object_problems(node: Node) -> list[dict[str, str]]:
+    """What the agent says over its socket."""
+    state = cast("dict[str, Any]", ask(node.agent.socket, "status", {}))
+    return cast("list[dict[str, str]]", state["object_problems"])
 
 
 def test_a_pod_that_the_cluster_does_not_know(node: Node) -> None:
