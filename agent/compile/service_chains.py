@@ -364,9 +364,17 @@ def _from_here(family: Family, where: tuple[Match, ...]) -> Iterator[Rule]:
 def _to_service(family: Family) -> Iterator[Rule]:
     yield _found(family, FRONTENDS, _address_and_port(family))
     yield _own_address(family)
-    for names in (CLUSTER_IPS, POOL_ADDRESSES):
-        unused = Match(Payload(_IP[family], "daddr"), "==", Named(names[family].name))
-        yield Rule((unused, Verdict("goto", "refuse")), "a port that no Service has")
+    target = Payload(_IP[family], "daddr")
+    unused = (
+        (Match(target, "==", Named(CLUSTER_IPS[family].name)),),
+        # A pool that holds a Node's address is a mistake that must not cut the node off.
+        (
+            Match(target, "==", Named(POOL_ADDRESSES[family].name)),
+            Match(target, "!=", Named(NODES[family].name)),
+        ),
+    )
+    for where in unused:
+        yield Rule((*where, Verdict("goto", "refuse")), "a port that no Service has")
 
 
 def _own_address(family: Family) -> Rule:

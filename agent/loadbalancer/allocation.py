@@ -20,7 +20,7 @@ sentence that names the field.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -66,10 +66,12 @@ class Allocation:
         return sum(each.version == family and each in pool for each in self.holders)
 
 
-def allocate(pools: Sequence[Pool], services: Iterable[Service]) -> Allocation:
-    """Give each Service its addresses."""
+def allocate(
+    pools: Sequence[Pool], services: Iterable[Service], taken: Container[IPAddress] = ()
+) -> Allocation:
+    """Give each Service its addresses; none that is `taken`, by a Node."""
     services = sorted(services, key=age)
-    book = _Book(pools)
+    book = _Book(pools, taken)
     wishes = [_wish(service) for service in services if is_ours(service)]
     for wish in wishes:
         _keep(wish, book)
@@ -119,8 +121,9 @@ class _Wish:
 class _Book:
     """Who has which address; the lowest free one of each pool is found without looking at one twice."""
 
-    def __init__(self, pools: Sequence[Pool]) -> None:
+    def __init__(self, pools: Sequence[Pool], taken: Container[IPAddress]) -> None:
         self.pools = pools
+        self._taken = taken
         self.holders: dict[IPAddress, list[Service]] = {}
         self._shared: dict[str, list[IPAddress]] = defaultdict(list)
         self._free: dict[tuple[str, int], Iterator[IPAddress]] = {}
@@ -137,6 +140,8 @@ class _Book:
 
     def objection(self, address: IPAddress, service: Service) -> str:
         """Why the Service cannot have the address beside those who have it; "" when it can."""
+        if address in self._taken:
+            return "it is the address of a Node"
         for other in self.holders.get(address, ()):
             if reason := _collision(service, other):
                 return f"Service {'/'.join(other.key)} has it{reason}"
@@ -149,7 +154,9 @@ class _Book:
         place = (pool.name, family)
         if place not in self._free:
             self._free[place] = (ip for each in pool.ranges if each.family == family for ip in each)
-        return next((ip for ip in self._free[place] if ip not in self.holders), None)
+        return next(
+            (ip for ip in self._free[place] if ip not in self.holders and ip not in self._taken), None
+        )
 
 
 def _sharing_key(service: Service) -> str:

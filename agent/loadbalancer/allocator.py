@@ -10,7 +10,7 @@ that a second run in between gives nothing away twice.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 
 import msgspec
 
@@ -40,14 +40,17 @@ class Allocator:
         self._written: dict[Name, tuple[Service, Service]] = {}  # as it was, and as it was written
         self._reported: dict[Name, str] = {}
 
-    async def sync(self, services: Iterable[Service]) -> None:
-        """Bring all statuses up to date. Raises the first ApiError, after having tried the others."""
+    async def sync(self, services: Iterable[Service], taken: Container[IPAddress] = ()) -> None:
+        """Bring all statuses up to date; `taken` addresses are Nodes'.
+
+        Raises the first ApiError, after having tried the others.
+        """
         current = {each.key: self._as_written(each) for each in services}
         self._written = {key: pair for key, pair in self._written.items() if current.get(key) is pair[1]}
         if not self._held():
             self._step_down()
             return
-        allocation = allocate(self._pools, current.values())
+        allocation = allocate(self._pools, current.values(), taken)
         self._report(allocation, current)
         self._count(allocation)
         errors = [

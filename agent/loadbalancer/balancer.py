@@ -15,7 +15,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 
 from agent.cluster.errors import ApiError
-from agent.cluster.model import EndpointSlice, Event, Kind, Node, Service, Synced
+from agent.cluster.model import EndpointSlice, Event, IPAddress, Kind, Node, Service, Synced
 from agent.cluster.store import Changed, Store
 from agent.config import Config
 from agent.loadbalancer.allocation import Name, addresses_of, allocate
@@ -23,7 +23,7 @@ from agent.loadbalancer.allocator import Allocator
 from agent.loadbalancer.announcer import RESIGN_S, Announcer, observe_every
 from agent.loadbalancer.candidate import Candidate
 from agent.loadbalancer.claim import Timing
-from agent.loadbalancer.shards import order, shards
+from agent.loadbalancer.shards import node_addresses, order, shards
 from agent.reconcile import Reconciler
 from agent.reports import Reports
 from agent.sources import Source
@@ -67,6 +67,8 @@ class LoadBalancer:
                 self._addresses.mark(ADDRESSES)
             elif each.kind == "Node" or (each.kind == "EndpointSlice" and self._is_of_ours(each)):
                 self._addresses.mark(ADDRESSES)
+            if each.kind == "Node" and _addresses(each.before) != _addresses(each.after):
+                self._statuses.mark(STATUSES)
 
     def use_link(self, name: str, index: int) -> None:
         """The node's uplink, on which it answers."""
@@ -110,7 +112,8 @@ class LoadBalancer:
 
     async def _sync_statuses(self, _: frozenset[str]) -> None:
         if self._listed():
-            await self._allocator.sync(self._services.values())
+            taken = node_addresses(self._store.snapshot.nodes.values())
+            await self._allocator.sync(self._services.values(), taken)
 
     async def _sync_addresses(self, _: frozenset[str]) -> None:
         if not self._listed():
@@ -149,3 +152,7 @@ class LoadBalancer:
                 if service is not None and service.external_traffic_policy == "Local":
                     return True
         return False
+
+
+def _addresses(node: object) -> frozenset[IPAddress]:
+    return node_addresses((node,)) if isinstance(node, Node) else frozenset()

@@ -52,16 +52,22 @@ def shards(
     pools: Sequence[Pool], services: Iterable[Service], nodes: Iterable[Node], slices_of: SlicesOf
 ) -> dict[str, Shard]:
     """Every Lease that there must be, by its name."""
+    willing = tuple(nodes)
+    taken = node_addresses(willing)
     claims: dict[str, dict[IPAddress, list[Service]]] = defaultdict(lambda: defaultdict(list))
     lease_of: dict[IPAddress, str] = {}
     for service in sorted(filter(is_ours, services), key=age):
         for ip in addresses_of(service):
-            if any(ip in pool for pool in pools):
+            if ip not in taken and any(ip in pool for pool in pools):
                 lease = lease_of.setdefault(ip, _lease(service, ip))
                 if lease == _lease(service, ip):  # else an older Service has it, and this one will lose it
                     claims[lease][ip].append(service)
-    willing = tuple(nodes)
     return {lease: _shard(lease, claimed, willing, slices_of) for lease, claimed in claims.items()}
+
+
+def node_addresses(nodes: Iterable[Node]) -> frozenset[IPAddress]:
+    """What nodes answer for themselves, whatever a pool says."""
+    return frozenset(ip for node in nodes for ip in (*node.internal_ips, *node.external_ips))
 
 
 def order(lease: str, nodes: Iterable[str]) -> tuple[str, ...]:

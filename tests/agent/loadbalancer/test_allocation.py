@@ -259,6 +259,16 @@ def test_exhaustion_is_told_and_hits_the_youngest() -> None:
     assert [allocation.used(pool, 4) for pool in POOLS] == [0, 3, 0, 0]
 
 
+def test_the_address_of_a_node_is_given_to_nobody() -> None:
+    """Whatever a pool says, and though a Service may have it already."""
+    taken = {ip_address("10.9.0.1"), ip_address("10.9.0.2")}
+    services = [service("a", has="10.9.0.1"), service("b", asks="10.9.0.2")]
+    allocation = allocate(POOLS, services, taken)
+    assert given_to(allocation) == {"a": "10.9.0.3", "b": ""}
+    told = "10.9.0.2 was asked for, but it is the address of a Node"
+    assert allocation.problems == {("default", "b"): (told,)}
+
+
 def test_a_family_without_a_pool() -> None:
     pools = parse_pools([{"name": "four", "addresses": ["10.0.0.1-10.0.0.9"]}])
     both = {"families": (4, 6)}

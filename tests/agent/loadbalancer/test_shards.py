@@ -166,6 +166,8 @@ def test_an_address_is_in_one_lease_whatever_services_claim() -> None:
 def test_only_addresses_of_the_pools_are_answered() -> None:
     """Whoever may write statuses must not make nodes answer for, say, the router."""
     assert planned([service("s", "192.0.2.1")]) == []
+    node = Node("a", ready=True, internal_ips=(ip_address("10.9.0.1"),))
+    assert planned([service("s", "10.9.0.1")], nodes=[node]) == []
     assert planned([service("s", "10.9.0.1", load_balancer_class="example.com/other")]) == []
     assert planned([service("s", "10.9.0.1", type="ClusterIP")]) == []
     proxied = (LoadBalancerIngress(ip_address("10.9.0.1"), ip_mode="Proxy"),)
