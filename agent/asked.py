@@ -1,13 +1,16 @@
 """What the command asks about a node's policies, denied packets and flows, answered as plain data.
 
-policies    each policy that selects Pods of this node: generation in force, since when, how many Pods
-denials     the last denied packets, oldest first, with the Pods' names and the reason
-flows       what connection tracking knows of this node's Pods: both ends, by name where they have one
+    policies    each policy that selects Pods of this node: generation in force, since when, how many Pods
+    denials     the last denied packets, newest first, with the Pods' names and the reason
+    flows       what connection tracking knows of this node's Pods: both ends, by name where they have one
+
+An answer has no more than fits into a message on the socket, names may be long, and says how many there are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from agent.cluster.model import IPAddress
@@ -15,11 +18,12 @@ from agent.conntrack import ConntrackError, Endpoint, Flow, list_flows
 from agent.datapath import Datapath
 from agent.denials import Denied
 from agent.headers import PROTOCOL_NAMES
-from cni import spec
+from cni import spec, wire
 from cni.spec import CniError
 
-MOST_FLOWS = 2000
-"""In one answer, which must stay below the socket's limit of 1 MiB."""
+ROOM = wire.LIMIT - 1024
+"""Bytes for what is listed in one answer."""
+MOST_FLOWS = 4000  # more hardly have room; naming and measuring them takes 45 ms of the event loop
 
 Answer = Callable[[], Awaitable[object]]
 
@@ -28,11 +32,12 @@ def answers(datapath: Datapath) -> Mapping[str, Answer]:
     """Each question's answer, by its name on the socket."""
 
     async def policies() -> object:
-        return {"policies": [state.to_json() for state in datapath.policy_states()]}
+        return listed("policies", [state.to_json() for state in datapath.policy_states()])
 
     async def denials() -> object:
         found = datapath.denials
-        return {"denials": [denied_json(each) for each in found.recent()], "lost": found.lost}
+        newest_first = [denied_json(each) for each in reversed(found.recent())]
+        return {**listed("denials", newest_first), "lost": found.lost}
 
     async def flows() -> object:
         own = datapath.addresses()
@@ -40,10 +45,20 @@ def answers(datapath: Datapath) -> Mapping[str, Answer]:
             found = await list_flows(own.keys())
         except ConntrackError as error:
             raise CniError(spec.TRY_AGAIN_LATER, str(error)) from error
-        shown = [flow_json(flow, lambda of: own.get(of) or datapath.named(of)) for flow in found[:MOST_FLOWS]]
-        return {"flows": shown, "total": len(found)}
+        some = [flow_json(flow, lambda of: own.get(of) or datapath.named(of)) for flow in found[:MOST_FLOWS]]
+        return {**listed("flows", some), "total": len(found)}
 
     return {"policies": policies, "denials": denials, "flows": flows}
+
+
+def listed(what: str, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The first of the items, as many as there is room for, and the number of all."""
+    room = ROOM
+    for count, item in enumerate(items):
+        room -= len(json.dumps(item)) + 2
+        if room < 0:
+            return {what: items[:count], "total": len(items)}
+    return {what: items, "total": len(items)}
 
 
 def denied_json(denied: Denied) -> dict[str, Any]:

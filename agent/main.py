@@ -50,6 +50,7 @@ ROUTES, NODE = "routes", "node"  # the only keys of their reconcilers
 ALIVE_S = 1.0
 CLAIM_ATTEMPTS, CLAIM_PAUSE_S = 20, 0.1  # as long as another agent may need to end
 REAP_S = 60.0
+MOST_PROBLEMS = 100  # of objects, in the status
 RESYNC_S = 300.0
 GC_THRESHOLD = (50_000, 20, 10)
 """A large cluster's objects come at once and stay. To look for cycles among them all the while takes a
@@ -341,7 +342,8 @@ class Agent:
                 {"node": path.node, "cidr": str(path.cidr), "way": path.way} for path in self.plan.paths
             ],
             "problems": [*map(str, self.sysctl_problems), *self.route_problems],
-            "object_problems": [report.to_json() for report in self.reports.current()],
+            "object_problems": [report.to_json() for report in self.reports.current()[:MOST_PROBLEMS]],
+            "object_problems_total": len(self.reports.current()),
             "denied_packets_seen": self.datapath.denials.packets,
             "commits": self.datapath.rules.commits,
             "last_commit": self.datapath.rules.last_commit,

@@ -36,6 +36,8 @@ def _lines(state: dict[str, Any]) -> Iterator[str]:
     yield from (f"  problem: {problem}" for problem in state["problems"])
     for each in state.get("object_problems", ()):
         yield f"  {each['kind']} {each['object']}: {each['problem']}"
+    if (left := state.get("object_problems_total", 0) - len(state.get("object_problems", ()))) > 0:
+        yield f"  and {left} more problems of objects"
     yield f"  podwall {state['version']}, kernel {state['kernel']}, up {_ago(state['started'])}"
     yield f"  Pods: {state['pods']}"
     for each in state["addresses"]:
