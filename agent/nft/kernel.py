@@ -34,6 +34,7 @@ OWN_TABLES = frozenset(
 )
 START_TIMEOUT_S = 10.0
 COMMIT_TIMEOUT_S = 60.0
+BYTES_PER_S = 50_000  # of a transaction, where it is slowest: more time for a larger one
 STOP_TIMEOUT_S = 2.0
 
 Reason = Literal["refused", "lost", "timeout", "stopped"]
@@ -124,12 +125,13 @@ class Kernel:
         async with self._turn:
             worker = await self._ready(text)
             self._notifications.wait()
+            limit_s = self._commit_timeout_s + len(text) // BYTES_PER_S
             try:
-                async with asyncio.timeout(self._commit_timeout_s):
+                async with asyncio.timeout(limit_s):
                     answer, payload = await worker.ask(kind, text.encode())
             except TimeoutError:
                 await self._end(kill=True)
-                raise NftError("timeout", f"no answer within {self._commit_timeout_s:g} s", text) from None
+                raise NftError("timeout", f"no answer within {limit_s:g} s", text) from None
             except (EOFError, ConnectionError) as problem:
                 status = await self._end()
                 raise NftError("lost", f"the worker ended ({_ended(status)})", text) from problem
