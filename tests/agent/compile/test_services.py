@@ -11,10 +11,11 @@ import pytest
 
 from agent.compile import service_chains as chains
 from agent.compile.hostports import host_ports
+from agent.compile.names import SERVICES_TABLE
 from agent.compile.service import ServiceSettings
 from agent.compile.services import ServiceName
 from agent.nft import render
-from agent.nft.model import Ruleset, SetName
+from agent.nft.model import ChainName, Ruleset, SetName
 from cni.spec import PortMapping
 from tests.agent.compile.service_worlds import (
     NODE,
@@ -313,6 +314,28 @@ def test_an_object_that_is_as_before_changes_nothing() -> None:
     world.desired.take()
     world.put(*CLUSTER)
     assert world.desired.take() == {}
+
+
+# This node's address
+
+OWN_ADDRESSES: dict[str, tuple[tuple[Any, ...], list[str]]] = {
+    "of both families": (
+        NODES,
+        ["snat ip to 192.168.10.1 fully-random", "snat ip6 to fd00:10::1 fully-random"],
+    ),
+    "of one family": (
+        (node(NODE, "192.168.10.1", "192.168.10.9"),),
+        ["snat ip to 192.168.10.1 fully-random", "masquerade fully-random"],
+    ),
+    "unknown": ((NODES[1],), ["masquerade fully-random"]),
+}
+
+
+@pytest.mark.parametrize("name", OWN_ADDRESSES)
+def test_what_goes_on_to_another_node_has_this_nodes_address(name: str) -> None:
+    nodes, expected = OWN_ADDRESSES[name]
+    chain = ServiceWorld(*nodes).ruleset.chains[ChainName(SERVICES_TABLE, "own_address")]
+    assert [render.rule(rule) for rule in chain.rules] == expected
 
 
 # Ports of the node

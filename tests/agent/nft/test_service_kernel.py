@@ -24,6 +24,7 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from pyroute2 import netns as namespaces
 
 from agent.compile import links
@@ -460,6 +461,23 @@ def test_affinity_ends_after_its_timeout(network: None, with_kernel: WithKernel,
         return False
 
     assert with_kernel(body)
+
+
+def test_clients_too_many_to_remember_are_served_all_the_same(
+    network: None, with_kernel: WithKernel, of: dict[str, str]
+) -> None:
+    """One entry is all there is: who has it keeps its endpoint, others get any."""
+
+    async def body(kernel: Kernel) -> None:
+        sets = ServiceWorld().ruleset.sets
+        small = [replace(sets[name], size=1) for name in chains.STICKY_CLIENTS.values()]
+        await Rules(kernel, *web("a", "r", **STICKY), extra=small).commit()
+        async with _serving("a", "r"):
+            (first,) = await ask_often("c", of["cluster"], 80, 5)
+            assert set(await ask_often("b", of["cluster"], 80, 30)) == {"a sees b", "r sees b"}
+            assert set(await ask_often("c", of["cluster"], 80, 5)) == {first}
+
+    with_kernel(body)
 
 
 async def _entries_end(kernel: Kernel) -> None:
