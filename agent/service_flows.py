@@ -38,15 +38,14 @@ _NAMES: Mapping[int, Protocol] = {Proto.UDP: "UDP", Proto.SCTP: "SCTP"}
 PROTOCOLS = frozenset(_NAMES)
 _DATAGRAMS = frozenset(_NAMES.values())
 
-_FRONTENDS = frozenset(
+_OF_PODS = frozenset((*service_chains.HOST_PORTS.values(), *service_chains.HOST_PORTS_AT.values()))
+_OF_SERVICES = frozenset(
     name
     for names in (
         service_chains.FRONTENDS,
         service_chains.OUTSIDE,
         service_chains.NODE_PORTS,
         service_chains.OUTSIDE_NODE_PORTS,
-        service_chains.HOST_PORTS,
-        service_chains.HOST_PORTS_AT,
     )
     for name in names.values()
 )
@@ -158,10 +157,14 @@ def concerns_datagrams(change: Changed) -> bool:
     return change.kind == "Node" or not _DATAGRAMS.isdisjoint(ports)
 
 
-def removed_frontends(changes: Changes) -> frozenset[Destination]:
-    """The frontends of UDP and SCTP that a commit removed."""
+def removed_frontends(changes: Changes, *, serving: bool) -> frozenset[Destination]:
+    """The frontends of UDP and SCTP that a commit removed.
+
+    Not `serving`: those of Services went because somebody else serves them now, and their flows go on.
+    """
+    maps = _OF_PODS | _OF_SERVICES if serving else _OF_PODS
     before = (change.before for change in changes.values() if change.after is None)
-    removed = (_frontend(each.key) for each in before if isinstance(each, Element) and each.set in _FRONTENDS)
+    removed = (_frontend(each.key) for each in before if isinstance(each, Element) and each.set in maps)
     return frozenset(each for each in removed if each.protocol in PROTOCOLS)
 
 

@@ -303,7 +303,7 @@ class Services:
             self._flows_concerned |= concerned
             self._triggered += triggered
             raise
-        gone = removed_frontends(changes)
+        gone = removed_frontends(changes, serving=self.serving)
         self._gone |= gone
         if concerned or gone or any(owner[0] == HOST_PORT for owner in owners):
             self.ended_flows.mark(FLOWS)

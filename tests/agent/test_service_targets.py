@@ -153,22 +153,26 @@ def element(name: SetName, key: Key) -> Element:
 
 
 IP = ip_address("10.96.0.10")
-REMOVED: dict[str, tuple[Element, Destination | None]] = {
-    "an address": (element(chains.FRONTENDS[4], (IP, 17, 53)), Destination(IP, 17, 53)),
-    "an address from outside": (element(chains.OUTSIDE[4], (IP, 132, 53)), Destination(IP, 132, 53)),
-    "a NodePort": (element(chains.NODE_PORTS[6], (17, 30053)), Destination(None, 17, 30053)),
-    "a Pod's port": (element(chains.HOST_PORTS[4], (17, 53)), Destination(None, 17, 53)),
-    "a Pod's port at": (element(chains.HOST_PORTS_AT[4], (IP, 17, 53)), Destination(IP, 17, 53)),
-    "of TCP": (element(chains.FRONTENDS[4], (IP, 6, 53)), None),
-    "no frontend": (element(chains.BALANCE[4], 5), None),
+REMOVED: dict[str, tuple[Element, Destination | None, bool]] = {
+    "an address": (element(chains.FRONTENDS[4], (IP, 17, 53)), Destination(IP, 17, 53), False),
+    "an address from outside": (element(chains.OUTSIDE[4], (IP, 132, 53)), Destination(IP, 132, 53), False),
+    "a NodePort": (element(chains.NODE_PORTS[6], (17, 30053)), Destination(None, 17, 30053), False),
+    "a Pod's port": (element(chains.HOST_PORTS[4], (17, 53)), Destination(None, 17, 53), True),
+    "a Pod's port at": (element(chains.HOST_PORTS_AT[4], (IP, 17, 53)), Destination(IP, 17, 53), True),
+    "of TCP": (element(chains.FRONTENDS[4], (IP, 6, 53)), None, False),
+    "no frontend": (element(chains.BALANCE[4], 5), None, False),
 }
 
 
-@pytest.mark.parametrize(("item", "gone"), REMOVED.values(), ids=REMOVED.keys())
-def test_frontends_that_a_commit_removes(item: Element, gone: Destination | None) -> None:
-    assert removed_frontends({item.id: Change(item, None)}) == (frozenset({gone}) if gone else frozenset())
-    assert removed_frontends({item.id: Change(None, item)}) == frozenset()
-    assert removed_frontends({item.id: Change(item, changed(item, data=8))}) == frozenset()
+@pytest.mark.parametrize(("item", "gone", "also_aside"), REMOVED.values(), ids=REMOVED.keys())
+def test_frontends_that_a_commit_removes(item: Element, gone: Destination | None, also_aside: bool) -> None:
+    none: frozenset[Destination] = frozenset()
+    some = frozenset({gone}) if gone else none
+    removed = {item.id: Change(item, None)}
+    assert removed_frontends(removed, serving=True) == some
+    assert removed_frontends(removed, serving=False) == (some if also_aside else none)
+    assert removed_frontends({item.id: Change(None, item)}, serving=True) == none
+    assert removed_frontends({item.id: Change(item, changed(item, data=8))}, serving=True) == none
 
 
 TCP = changed(DNS, ports=(ServicePort(53),))
