@@ -24,7 +24,7 @@ from .connection import ANSWER_S, CONNECT_S, Connection, tls_context
 from .credentials import Credentials, CredentialSource
 from .decode import AnyObject, DecodeError, Page, decode, decode_page
 from .errors import Refused, Unauthorized, Unreachable
-from .model import Key, Kind
+from .model import Key, Kind, Lease
 from .values import object_name, shown
 
 PAGE = 500
@@ -48,20 +48,6 @@ _PATHS: Mapping[str, tuple[str, str]] = {
 
 
 Value = TypeVar("Value")
-
-
-class Lease(msgspec.Struct, frozen=True):
-    """Who holds something for how long; an empty `resource_version` is one that was not read from the API."""
-
-    namespace: str
-    name: str
-    holder: str = ""
-    duration_s: int = 15
-    acquired: datetime | None = None
-    renewed: datetime | None = None
-    transitions: int = 0
-    resource_version: str = ""
-    uid: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -371,6 +371,20 @@ class Endpoints(Struct, frozen=True, gc=False):
         return self.namespace, self.name
 
 
+class Lease(Struct, frozen=True, gc=False):
+    """Who holds something for how long; an empty `resource_version` is one that was not read from the API."""
+
+    namespace: str
+    name: str
+    holder: str = ""
+    duration_s: int = 15
+    acquired: datetime | None = None
+    renewed: datetime | None = None
+    transitions: int = 0
+    resource_version: str = ""
+    uid: str = ""
+
+
 Kind: TypeAlias = Literal["Node", "Namespace", "Pod", "NetworkPolicy", "Service", "EndpointSlice"]
 KINDS: tuple[Kind, ...] = ("Node", "Namespace", "Pod", "NetworkPolicy", "Service", "EndpointSlice")
 Object: TypeAlias = Node | Namespace | Pod | NetworkPolicy | Service | EndpointSlice

@@ -173,8 +173,7 @@ class Announcer:
         candidate = self._candidates.get(name)
         if candidate is None or not candidate.held or self._clock() < self._quiet_until.get(ip, 0.0):
             return False
-        nodes = self._shards[name].addresses[ip]
-        return nodes is None or self._node in nodes
+        return self._shards[name].can_answer(self._node, ip)
 
 
 def observe_every(rank: int | None, candidates: int) -> float:

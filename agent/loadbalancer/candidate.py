@@ -16,8 +16,8 @@ from math import inf
 import msgspec
 
 from agent import metrics
-from agent.cluster.client import Lease
 from agent.cluster.errors import ApiError, Conflict, NotFound
+from agent.cluster.model import Lease
 from agent.loadbalancer.claim import Claim, Step, Timing
 from agent.loadbalancer.leases import NAMESPACE, Leases
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from agent.cluster.client import Lease
+from agent.cluster.model import Lease
 
 NEVER = float("-inf")
 

@@ -16,8 +16,9 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from agent.cluster.client import ApiClient, Lease
+from agent.cluster.client import ApiClient
 from agent.cluster.errors import Conflict, NotFound, Unreachable
+from agent.cluster.model import Lease
 
 NAMESPACE = "kube-system"
 ANSWER_S = 1.0

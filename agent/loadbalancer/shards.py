@@ -39,9 +39,10 @@ class Shard:
     addresses: Mapping[IPAddress, frozenset[str] | None]
     candidates: tuple[str, ...]
 
-    def answered_by(self, node: str) -> frozenset[IPAddress]:
-        """The addresses that a node answers for when it holds the Lease."""
-        return frozenset(ip for ip, nodes in self.addresses.items() if nodes is None or node in nodes)
+    def can_answer(self, node: str, ip: IPAddress) -> bool:
+        """Whether a node answers for one of the addresses when it holds the Lease."""
+        nodes = self.addresses[ip]
+        return nodes is None or node in nodes
 
     def rank(self, node: str) -> int | None:
         """The node's place in the order; None when it may not hold the Lease."""

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from scapy.layers.l2 import ARP, Ether
 
 from agent.cli.ask import ask
+from agent.cli.status import status
 from lab import manifests
 from lab.capture import Capture
 from lab.limits import SLOWNESS
@@ -295,6 +297,9 @@ def test_statuses_follow_services(lab: Lab) -> None:
     assert answerer(lab, ip_address("172.30.0.205"))
     elected = state(lab, "node1")["elected"]
     told = until(lambda: state(lab, elected)["object_problems"])
+    said = CliRunner().invoke(status, ["--socket", str(lab.agents[answerer(lab)].socket)]).output
+    assert "pool lab, IPv4: 2 of 10 in use" in said
+    assert str(FOUR) in next(line for line in said.splitlines() if "answers for" in line)
     assert [(each["object"], each["topic"]) for each in told] == [("default/greedy", "pool")]
     assert "172.30.0.205 was asked for, but Service default/asks has it" in told[0]["problem"]
     lab.apply([service("asks", type="ClusterIP")])

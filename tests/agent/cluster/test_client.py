@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from agent.cluster import connection as module
-from agent.cluster.client import ApiClient, Lease
+from agent.cluster.client import ApiClient
 from agent.cluster.connection import tls_context
 from agent.cluster.credentials import Credentials, CredentialSource
 from agent.cluster.errors import Conflict, NotFound, Refused, Unauthorized, Unreachable
-from agent.cluster.model import Pod
+from agent.cluster.model import Lease, Pod
 
 
 @pytest.fixture

@@ -12,9 +12,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from agent.cluster.client import Lease
 from agent.cluster.errors import Conflict, NotFound
-from agent.cluster.model import LoadBalancerIngress, Service
+from agent.cluster.model import Lease, LoadBalancerIngress, Service
 from agent.loadbalancer.candidate import Candidate
 from agent.loadbalancer.claim import Timing
 from agent.loadbalancer.leases import NAMESPACE, ApiLeases

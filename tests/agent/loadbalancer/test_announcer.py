@@ -9,8 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 
-from agent.cluster.client import Lease
-from agent.cluster.model import IPAddress
+from agent.cluster.model import IPAddress, Lease
 from agent.loadbalancer.announcer import HEIRS, MOVE_S, Announcer
 from agent.loadbalancer.candidate import boottime
 from agent.loadbalancer.leases import NAMESPACE, FileLeases

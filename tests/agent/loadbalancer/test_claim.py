@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.cluster.client import Lease
+from agent.cluster.model import Lease
 from agent.loadbalancer.claim import Claim, Step, Timing
 
 TIMING = Timing()

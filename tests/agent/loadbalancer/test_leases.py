@@ -12,8 +12,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agent.cluster.client import Lease
 from agent.cluster.errors import Conflict, NotFound, Unreachable
+from agent.cluster.model import Lease
 from agent.loadbalancer.candidate import Candidate
 from agent.loadbalancer.claim import Timing
 from agent.loadbalancer.leases import NAMESPACE, FileLeases

@@ -74,7 +74,7 @@ def test_every_ready_node_is_a_candidate_in_the_order_of_the_lease() -> None:
     assert set(shard.candidates) == NAMES
     assert [shard.rank(name) for name in shard.candidates] == [0, 1, 2, 3]
     assert shard.rank("z") is None
-    assert shard.answered_by("z") == {ip_address("10.9.0.1")}
+    assert shard.can_answer("z", ip_address("10.9.0.1"))
 
 
 def test_a_nodes_coming_or_going_moves_nobody_else() -> None:
@@ -142,7 +142,7 @@ def test_services_of_the_same_pods_share_a_lease() -> None:
     slices = [endpoints("s", ready="a b"), endpoints("t", ready="b")]
     shard = only([service("s", "10.9.0.1", **pods), service("t", "10.9.0.2", **pods)], slices)
     assert shard.candidates == ("b",), "which can answer for both"
-    assert shard.answered_by("a") == {ip_address("10.9.0.1")}
+    assert [shard.can_answer("a", ip_address(f"10.9.0.{n}")) for n in (1, 2)] == [True, False]
 
 
 def test_services_that_share_an_address() -> None:
