@@ -234,7 +234,8 @@ class Services:
             return
         if self._choice.look(found):
             self._serve(bool(self._choice.serve))
-            log.warning("event=services state=%s why=%r", "on" if self.serving else "off", self.why())
+            level, state = (logging.INFO, "on") if self.serving else (logging.WARNING, "off")
+            log.log(level, "event=services state=%s why=%r", state, self.why())
 
     def _serve(self, on: bool) -> None:
         if on == self.serving:
