@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,7 +19,7 @@ from scapy.layers.l2 import ARP, Ether
 
 from agent.cli.ask import ask
 from agent.cli.status import status
-from lab import manifests
+from lab import manifests, netns
 from lab.capture import Capture
 from lab.limits import SLOWNESS
 from lab.manifests import ObjectDirectory
@@ -194,6 +197,32 @@ def test_take_over_on_the_wire(lab: Lab, prober: Prober) -> None:
     print(f"{FOUR} was at another node {seconds:.2f} s after its own died")
     assert seconds < TAKE_OVER_S * SLOWNESS
     prober.ask_until(lambda: len(prober.heard) > 100)
+    assert len(prober.order) == 2
+
+
+def agent_process(lab: Lab, node: str) -> int:
+    """The agent itself, not the worker that it starts."""
+    where = netns.identity(lab.netns(node))
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and netns.identity(entry / "ns" / "net") == where:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                if b"agent.main" in words:
+                    return int(entry.name)
+    raise AssertionError(f"{node} has no agent")
+
+
+def test_an_agent_that_was_stopped_is_silent_when_it_wakes_up(lab: Lab, prober: Prober) -> None:
+    """It finds thousands of questions waiting, from a time when the address was its own, and later ones."""
+    process = agent_process(lab, answerer(lab))
+    prober.ask_until(lambda: len(prober.heard) > 20)
+    os.kill(process, signal.SIGSTOP)
+    try:
+        prober.ask_until(lambda: len(prober.order) > 1)
+        prober.ask_until(lambda: len(prober.heard) > 100)
+    finally:
+        os.kill(process, signal.SIGCONT)
+    prober.ask_until(lambda: len(prober.heard) > 300)
     assert len(prober.order) == 2
 
 
