@@ -25,11 +25,11 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from agent.cluster.model import Family, IPAddress, IPNetwork, Protocol, Service, ServicePort
 from agent.compile import service_chains as chains
+from agent.compile.balancers import MOST_STICKY, Balancer
 from agent.compile.endpoints import Backend, Reach, unusable
 from agent.compile.links import outermost
 from agent.compile.names import comment
 from agent.compile.peers import FAMILIES, PROTO
-from agent.compile.service_chains import Balancer
 from agent.compile.service_ids import Name
 from agent.nft.model import Element, Key, Owner, Proto
 
@@ -176,7 +176,7 @@ def balancer(service: Service, count: int) -> Balancer:
     """How one of `count` endpoints is picked; 0 endpoints refuse."""
     if not count or service.session_affinity == "None":
         return Balancer(count)
-    return Balancer(min(count, chains.MOST_STICKY), service.affinity_timeout)
+    return Balancer(min(count, MOST_STICKY), service.affinity_timeout)
 
 
 # Elements

@@ -47,7 +47,6 @@ endpoint's address, which answers with a reset: it is dropped (kubernetes issue 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from typing import Literal
 
@@ -66,10 +65,8 @@ from agent.nft.model import (
     Ct,
     CtState,
     Element,
-    Expression,
     Fib,
     FibType,
-    Hash,
     Hook,
     Item,
     Lookup,
@@ -79,7 +76,6 @@ from agent.nft.model import (
     Nat,
     Network,
     NfProto,
-    Numgen,
     Owner,
     Payload,
     Proto,
@@ -89,7 +85,6 @@ from agent.nft.model import (
     Set,
     SetName,
     Table,
-    Update,
     Verdict,
     VerdictMap,
     Wildcard,
@@ -105,10 +100,7 @@ FILTER = 0
 MAGIC = 0x5000_0000
 OWN_MARKS = Range(MAGIC, MAGIC | 0x0FFF_FFFF)
 NOWHERE = MAGIC  # the list to which nothing is led: it drops
-REFUSE, DROP_ALL, STICKY = 0, 0x7FFF_FFFF, 0x8000_0000
-COUNT_BITS = 14
-MOST_STICKY = (1 << COUNT_BITS) - 1
-HASH_MOD, HASH_SEED = 0x7FFF_FFFF, 0x706F_6477
+REFUSE, DROP_ALL = 0, 0x7FFF_FFFF
 MOST_CLIENTS = 1 << 17  # remembered by `sticky`, of one family; later ones get any endpoint each time
 
 _OWN_ALONE: dict[int, tuple[Network, ...]] = {
@@ -116,8 +108,8 @@ _OWN_ALONE: dict[int, tuple[Network, ...]] = {
     6: (IPv6Network("::1/128"), IPv6Network("fe80::/10")),
 }
 _TRANSPORTS = frozenset({Proto.TCP, Proto.UDP, Proto.SCTP})
-_IP: dict[int, Literal["ip", "ip6"]] = {4: "ip", 6: "ip6"}
-_MARK, _CT_MARK = Meta("mark"), Ct("mark")
+IP: dict[int, Literal["ip", "ip6"]] = {4: "ip", 6: "ip6"}
+MARK, CT_MARK = Meta("mark"), Ct("mark")
 _PORT = ("inet_proto", "inet_service")
 _TO = (Meta("l4proto"), Payload("th", "dport"))
 
@@ -137,35 +129,6 @@ NODE_PORT_ADDRESSES = _names("node_port_addresses")
 POOL_ADDRESSES = _names("pool_addresses")
 HOST_PORTS, HOST_PORTS_AT = _names("host_ports"), _names("host_ports_at")
 LOCAL_NODE_PORTS = SetName(SERVICES_TABLE, "local_node_ports")
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Balancer:
-    """How an endpoint of a list is picked: any of `count`, with `timeout` (seconds) a client's own."""
-
-    count: int
-    timeout: int = 0
-
-    @property
-    def mark(self) -> int:
-        """What stands for it in the map `balance`."""
-        return STICKY | self.timeout << COUNT_BITS | self.count if self.timeout else self.count
-
-    def chain(self, family: Family) -> str:
-        """The chain that picks."""
-        if self.timeout:
-            return f"sticky_of_{self.count}_for_{self.timeout}s_ipv{family}"
-        return f"any_of_{self.count}_ipv{family}"
-
-    def owner(self, family: Family) -> Owner:
-        """Who owns the chain."""
-        return ("balancer", str(family), str(self.count), str(self.timeout))
-
-
-def balancer_of(owner: Owner) -> tuple[Balancer, Family]:
-    """What an owner ("balancer", ...) stands for."""
-    _, family, count, timeout = owner
-    return Balancer(int(count), int(timeout)), 4 if family == "4" else 6
 
 
 def static(
@@ -188,18 +151,11 @@ def static(
     )
 
 
-def balancer(of: Balancer, family: Family) -> Iterator[Item]:
-    """The chain that picks an endpoint, and what leads to it."""
-    yield Element(BALANCERS[family], of.mark, Verdict("goto", of.chain(family)))
-    rules = _pick_sticky(of, family) if of.timeout else _pick(of, family)
-    yield Chain(SERVICES_TABLE, of.chain(family), tuple(rules))
-
-
 def own_address(addresses: dict[int, Address]) -> Chain:
     """The chain that gives what leaves for another node's endpoint this node's address."""
     random = frozenset({"fully-random"})
     known = [
-        Rule((Nat("snat", _IP[family], addresses[family], flags=random),)) for family in sorted(addresses)
+        Rule((Nat("snat", IP[family], addresses[family], flags=random),)) for family in sorted(addresses)
     ]
     unknown = [Rule((Nat("masquerade", flags=random),))] if len(addresses) < len(FAMILIES) else []
     return Chain(SERVICES_TABLE, "own_address", (*known, *unknown))
@@ -280,20 +236,20 @@ def _chains(limited: bool) -> Iterator[Chain]:
         yield _chain(f"balance_ipv{family}", _balance(family))
         yield _chain(f"to_endpoint_ipv{family}", _to_endpoint(family))
     yield _chain("refuse", _refuse())
-    yield _chain("drop_all", (Rule((Assign(_MARK, 0), Counter(), DROP)),))
+    yield _chain("drop_all", (Rule((Assign(MARK, 0), Counter(), DROP)),))
     yield _hooked(
         "services_postrouting",
         "nat",
         "postrouting",
         BEFORE_SOURCE_NAT,
-        (Rule((Match(_CT_MARK, "==", OWN_MARKS), Verdict("goto", "leaving"))),),
+        (Rule((Match(CT_MARK, "==", OWN_MARKS), Verdict("goto", "leaving"))),),
     )
     yield _hooked(
         "services_input",
         "nat",
         "input",
         BEFORE_SOURCE_NAT,
-        (Rule((Match(_CT_MARK, "==", OWN_MARKS), Assign(_CT_MARK, 0))),),
+        (Rule((Match(CT_MARK, "==", OWN_MARKS), Assign(CT_MARK, 0))),),
     )
     yield _chain("leaving", _leaving())
     yield from _invalid()
@@ -329,7 +285,7 @@ def _prerouting(family: Family, where: tuple[Match, ...]) -> Iterator[Rule]:
     """
     yield _not_admitted(family)
     yield _to(f"from_here_ipv{family}", *_on_pod_link("iifname"))
-    other_pod = Match(Payload(_IP[family], "saddr"), "==", Named(POD_CIDRS[family].name))
+    other_pod = Match(Payload(IP[family], "saddr"), "==", Named(POD_CIDRS[family].name))
     own = (other_pod, *_to_own_address(family), *where)
     yield _found(family, OUTSIDE_NODE_PORTS, Concat(_TO), *own)
     yield _to(f"to_service_ipv{family}", other_pod)
@@ -339,7 +295,7 @@ def _prerouting(family: Family, where: tuple[Match, ...]) -> Iterator[Rule]:
 def _not_admitted(family: Family) -> Rule:
     """A sender that loadBalancerSourceRanges does not hold."""
     ranged = Match(_address_and_port(family), "==", Named(RANGED[family].name))
-    parts = (*_address_and_port(family).parts, Payload(_IP[family], "saddr"))
+    parts = (*_address_and_port(family).parts, Payload(IP[family], "saddr"))
     other = Match(Concat(parts), "!=", Named(ADMITTED[family].name))
     return Rule((ranged, other, Counter(), DROP), "not in loadBalancerSourceRanges")
 
@@ -355,7 +311,7 @@ def _from_here(family: Family, where: tuple[Match, ...]) -> Iterator[Rule]:
 
     Not with externalTrafficPolicy Local: that node's own endpoints are asked for.
     """
-    other_node = Match(Payload(_IP[family], "daddr"), "==", Named(NODES[family].name))
+    other_node = Match(Payload(IP[family], "daddr"), "==", Named(NODES[family].name))
     only_there = Match(Concat(_TO), "!=", Named(LOCAL_NODE_PORTS.name))
     yield _found(family, NODE_PORTS, Concat(_TO), other_node, *where, only_there)
     yield _to(f"to_service_ipv{family}")
@@ -364,7 +320,7 @@ def _from_here(family: Family, where: tuple[Match, ...]) -> Iterator[Rule]:
 def _to_service(family: Family) -> Iterator[Rule]:
     yield _found(family, FRONTENDS, _address_and_port(family))
     yield _own_address(family)
-    target = Payload(_IP[family], "daddr")
+    target = Payload(IP[family], "daddr")
     unused = (
         (Match(target, "==", Named(CLUSTER_IPS[family].name)),),
         # A pool that holds a Node's address is a mistake that must not cut the node off.
@@ -383,7 +339,7 @@ def _own_address(family: Family) -> Rule:
 
 def _to_own_address(family: Family) -> Iterator[Match]:
     """An address of this node that others can send to as well."""
-    target = Payload(_IP[family], "daddr")
+    target = Payload(IP[family], "daddr")
     yield Match(Fib(("daddr",), "type"), "==", FibType.LOCAL)
     for network in _OWN_ALONE[family]:
         yield Match(target, "!=", network)
@@ -398,11 +354,11 @@ def _to_host_port_on_loopback(family: Family) -> Rule:
 
     In the output hook alone: on its way in a packet is translated before the kernel refuses it as a martian.
     """
-    source, target = Payload(_IP[family], "saddr"), Payload(_IP[family], "daddr")
+    source, target = Payload(IP[family], "saddr"), Payload(IP[family], "daddr")
     loopback = _OWN_ALONE[family][0]
     ways = Match(target, "==", loopback), Match(source, "!=", loopback)
     found = Lookup(_address_and_port(family), Named(HOST_PORTS_AT[family].name))
-    return Rule((*ways, Match(Meta("l4proto"), "==", _TRANSPORTS), Nat("dnat", _IP[family], found)))
+    return Rule((*ways, Match(Meta("l4proto"), "==", _TRANSPORTS), Nat("dnat", IP[family], found)))
 
 
 def _to_host_port(family: Family) -> Iterator[Rule]:
@@ -410,67 +366,30 @@ def _to_host_port(family: Family) -> Iterator[Rule]:
         Lookup(_address_and_port(family), Named(HOST_PORTS_AT[family].name)),
         Lookup(Concat(_TO), Named(HOST_PORTS[family].name)),
     ):
-        yield Rule((Match(Meta("l4proto"), "==", _TRANSPORTS), Nat("dnat", _IP[family], found)))
+        yield Rule((Match(Meta("l4proto"), "==", _TRANSPORTS), Nat("dnat", IP[family], found)))
 
 
 def _balance(family: Family) -> Iterator[Rule]:
-    how = Lookup(_CT_MARK, Named(BALANCE[family].name))
-    yield Rule((Assign(_MARK, how), VerdictMap(_MARK, Named(BALANCERS[family].name))))
-
-
-def _pick(of: Balancer, family: Family) -> Iterator[Rule]:
-    yield Rule((Assign(_CT_MARK, _any(of, family)), Verdict("goto", f"to_endpoint_ipv{family}")))
-
-
-def _any(of: Balancer, family: Family) -> Lookup:
-    return Lookup(Concat((_CT_MARK, Numgen("random", of.count))), Named(LISTS[family].name))
-
-
-def _pick_sticky(of: Balancer, family: Family) -> Iterator[Rule]:
-    """The chain goes on where the set of clients is full: they get any endpoint each time.
-
-    An update refreshes the time of an entry but leaves its endpoint (kernel 6.18), so an entry whose endpoint
-    is gone is deleted first.
-    """
-    sticky = STICKY_CLIENTS[family].name
-    client = Concat((_client(family), _CT_MARK))
-    remember = Update("update", sticky, client, _MARK, of.timeout)
-    go = (Assign(_CT_MARK, _MARK), Verdict("goto", f"to_endpoint_ipv{family}"))
-    before = Assign(_MARK, Lookup(client, Named(sticky)))
-    serves = Match(Concat((_CT_MARK, _MARK)), "==", Named(SERVING[family].name))
-    yield Rule((before, serves, remember, *go), "the same as before")
-    yield Rule((Update("delete", sticky, client, _MARK),))
-    yield Rule((Assign(_MARK, _any(of, family)),))
-    yield Rule((remember,))
-    yield Rule(go)
-
-
-def _client(family: Family) -> Expression:
-    """Who asks; of IPv6 addresses a hash.
-
-    libnftables 1.0.6 lets the datum of an update overwrite keys of more than 16 bytes, or aborts. Two clients
-    with the same hash go to the same endpoint.
-    """
-    source = Payload(_IP[family], "saddr")
-    return source if family == 4 else Hash(source, HASH_MOD, HASH_SEED)
+    how = Lookup(CT_MARK, Named(BALANCE[family].name))
+    yield Rule((Assign(MARK, how), VerdictMap(MARK, Named(BALANCERS[family].name))))
 
 
 def _to_endpoint(family: Family) -> Iterator[Rule]:
-    yield Rule((Assign(_MARK, 0),))
+    yield Rule((Assign(MARK, 0),))
     # nft wants to know that there are ports before it translates one.
     ports = Match(Meta("l4proto"), "==", _TRANSPORTS)
-    yield Rule((ports, Nat("dnat", _IP[family], Lookup(_CT_MARK, Named(ENDPOINTS[family].name)))))
+    yield Rule((ports, Nat("dnat", IP[family], Lookup(CT_MARK, Named(ENDPOINTS[family].name)))))
     yield _to("refuse")
 
 
 def _refuse() -> Iterator[Rule]:
-    yield Rule((Assign(_MARK, 0), Assign(_CT_MARK, 0), Counter()))  # the answer belongs to the connection too
+    yield Rule((Assign(MARK, 0), Assign(CT_MARK, 0), Counter()))  # the answer belongs to the connection too
     yield Rule((Match(Meta("l4proto"), "==", Proto.TCP), Reject("tcp reset", "")))
     yield Rule((Reject(),))
 
 
 def _leaving() -> Iterator[Rule]:
-    yield Rule((Assign(_CT_MARK, 0),))
+    yield Rule((Assign(CT_MARK, 0),))
     yield Rule((*_on_pod_link("iifname"), RETURN), "from a Pod of this node")
     yield Rule((*_on_pod_link("oifname"), RETURN), "to a Pod of this node")
     yield Rule((Match(Fib(("saddr",), "type"), "==", FibType.LOCAL), RETURN), "from the node itself")
@@ -489,7 +408,7 @@ def _invalid() -> Iterator[Chain]:
         Rule(
             (
                 *invalid,
-                Match(Payload(_IP[family], "saddr"), "==", Named(POD_CIDRS[family].name)),
+                Match(Payload(IP[family], "saddr"), "==", Named(POD_CIDRS[family].name)),
                 Counter(),
                 DROP,
             )
@@ -503,16 +422,16 @@ def _invalid() -> Iterator[Chain]:
 
 
 def _found(family: Family, where: dict[int, SetName], key: Concat, *conditions: Match) -> Rule:
-    found = Assign(_CT_MARK, Lookup(key, Named(where[family].name)))
+    found = Assign(CT_MARK, Lookup(key, Named(where[family].name)))
     return Rule((*conditions, found, Verdict("goto", f"balance_ipv{family}")))
 
 
 def _address_and_port(family: Family) -> Concat:
-    return Concat((Payload(_IP[family], "daddr"), *_TO))
+    return Concat((Payload(IP[family], "daddr"), *_TO))
 
 
 def _node_port_address(family: Family, limited: bool) -> tuple[Match, ...]:
-    target = Payload(_IP[family], "daddr")
+    target = Payload(IP[family], "daddr")
     return (Match(target, "==", Named(NODE_PORT_ADDRESSES[family].name)),) if limited else ()
 
 

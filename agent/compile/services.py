@@ -21,15 +21,15 @@ from dataclasses import dataclass
 from itertools import starmap
 from math import inf
 from types import MappingProxyType
-from typing import NamedTuple, TypeAlias, TypeVar, cast
+from typing import NamedTuple, cast
 
 from agent.cluster.model import EndpointSlice, Family, IPAddress, Node, Protocol, Service
 from agent.cluster.store import Changed
+from agent.compile import balancers
 from agent.compile import service as of_service
 from agent.compile import service_chains as chains
-from agent.compile.endpoints import Backend, Here, candidates, choose, has_hints, ready_here, unusable
-from agent.compile.links import outermost
-from agent.compile.names import comment
+from agent.compile.balancers import Balancer
+from agent.compile.endpoints import Backend, candidates, choose, has_hints, ready_here
 from agent.compile.peers import FAMILIES
 from agent.compile.service import (
     Backends,
@@ -40,16 +40,10 @@ from agent.compile.service import (
     list_name,
     service_owner,
 )
-from agent.compile.service_chains import Balancer
-from agent.compile.service_ids import Name, Numbers, backend_digest, name_digest
-from agent.nft.model import Element, Item, Owner
-
-ServiceKey: TypeAlias = tuple[str, str]
-K = TypeVar("K")
-_Users: TypeAlias = dict[K, ServiceKey | set[ServiceKey]]
-"""Who uses something; a set only where there are several."""
-
-ZONE_LABEL = "topology.kubernetes.io/zone"
+from agent.compile.service_claims import Claims, Endpoints, ServiceKey
+from agent.compile.service_ids import Name, Numbers, name_digest
+from agent.compile.service_nodes import KnownNodes
+from agent.nft.model import Item, Owner
 
 
 class ServiceName(NamedTuple):
@@ -78,14 +72,14 @@ class ServiceCompiler:
 
     def __init__(self, node_name: str, settings: ServiceSettings) -> None:
         self._settings = settings
-        self._nodes = _Nodes(node_name)
+        self._nodes = KnownNodes(node_name)
         self._served: dict[ServiceKey, _Served] = {}
         self._slices: dict[ServiceKey, dict[ServiceKey, EndpointSlice]] = {}
         self._backends: dict[ServiceKey, tuple[Backends, ...]] = {}
         self._hinted: set[ServiceKey] = set()
-        self._claims = _Claims()
+        self._claims = Claims()
         self._numbers = Numbers[Name](chains.MAGIC, name_digest)
-        self._endpoints = {family: _Endpoints() for family in FAMILIES}
+        self._endpoints = {family: Endpoints() for family in FAMILIES}
         self._balancers: Counter[tuple[Family, Balancer]] = Counter()
         self._problems: dict[ServiceKey, tuple[str, ...]] = {}
         self._health: dict[ServiceKey, tuple[int, int]] = {}
@@ -130,9 +124,9 @@ class ServiceCompiler:
             case ("service", namespace, name) if (namespace, name) in self._served:
                 return tuple(self._items((namespace, name)))
             case ("balancer", _, _, _):
-                balancer, family = chains.balancer_of(owner)
+                balancer, family = balancers.balancer_of(owner)
                 if (family, balancer) in self._balancers:
-                    return tuple(chains.balancer(balancer, family))
+                    return tuple(balancers.balancer(balancer, family))
         return ()
 
     def problems(self) -> Mapping[ServiceKey, tuple[str, ...]]:
@@ -327,7 +321,7 @@ class ServiceCompiler:
         for backends in self._backends.get(key, ()):
             if backends.balancer.count < len(backends.endpoints):
                 yield (
-                    f"spec.sessionAffinity: only the first {chains.MOST_STICKY} of "
+                    f"spec.sessionAffinity: only the first {balancers.MOST_STICKY} of "
                     f"{len(backends.endpoints)} endpoints are used"
                 )
 
@@ -347,124 +341,6 @@ class ServiceCompiler:
         for way in served.ways:
             if self._claims.holder(way.claim) == key:
                 yield from of_service.entrances(service, way, numbers, filled)
-
-
-class _Claims:
-    """Who wants which port of which address, and who has it: the oldest."""
-
-    def __init__(self) -> None:
-        self._wanted: _Users[Claim] = {}
-        self._rank: dict[ServiceKey, tuple[float, ServiceKey]] = {}
-        self._of: dict[ServiceKey, set[Claim]] = {}
-
-    def holder(self, claim: Claim) -> ServiceKey | None:
-        wanted = self._wanted.get(claim)
-        return min(wanted, key=self._rank.__getitem__) if isinstance(wanted, set) else wanted
-
-    def move(
-        self, key: ServiceKey, age: float, before: Iterable[Claim], after: Iterable[Claim]
-    ) -> set[ServiceKey]:
-        """Let a Service want other claims than before; returns those that want one of either as well."""
-        rivals: set[ServiceKey] = set()
-        for claim in before:
-            rivals |= _leave(self._wanted, claim, key)
-        self._rank[key] = age, key
-        for claim in after:
-            rivals |= _enter(self._wanted, claim, key)
-        if not after:
-            del self._rank[key]
-        return rivals
-
-
-class _Endpoints:
-    """The endpoints of one family that are in some list, and whose they are."""
-
-    def __init__(self) -> None:
-        self.numbers = Numbers[Backend](chains.MAGIC, backend_digest)
-        self._of: _Users[Backend] = {}
-
-    def move(self, key: ServiceKey, before: set[Backend], after: set[Backend]) -> set[ServiceKey]:
-        """Let a Service have other endpoints; whose endpoints' numbers changed."""
-        changed: set[Backend] = set()
-        for backend in before - after:
-            if not _leave(self._of, backend, key):
-                changed |= self.numbers.drop(backend)
-        for backend in after - before:
-            if not _enter(self._of, backend, key):
-                changed |= self.numbers.take(backend)
-        return set().union(*(_several(self._of[backend]) for backend in changed if backend in self._of))
-
-
-class _Moved(NamedTuple):
-    """What a changed Node changes."""
-
-    addresses: bool
-    zone: bool
-
-
-class _Nodes:
-    """What is known of the nodes: where this one is, and whose addresses are whose."""
-
-    def __init__(self, own: str) -> None:
-        self._own = own
-        self._nodes: dict[str, Node] = {}
-
-    @property
-    def here(self) -> Here:
-        return Here(self._own, _zone(self._nodes.get(self._own)))
-
-    def take(self, name: str, node: Node | None) -> _Moved:
-        before = self._nodes.pop(name, None)
-        if node is not None:
-            self._nodes[name] = node
-        zone = name == self._own and _zone(before) != _zone(node)
-        return _Moved(_addresses(before) != _addresses(node), zone)
-
-    def items(self) -> Iterator[Item]:
-        own = self._nodes.get(self._own)
-        first = {address.version: address for address in reversed(own.internal_ips if own else ())}
-        yield chains.own_address({version: first[version] for version in sorted(first)})
-        yield from self._others(own)
-        ranges = {network for node in self._nodes.values() for network in node.pod_cidrs}
-        yield from (Element(chains.POD_CIDRS[network.version], network) for network in outermost(ranges))
-
-    def _others(self, own: Node | None) -> Iterator[Element]:
-        named = {
-            address: node.name
-            for node in sorted(self._nodes.values(), key=lambda each: each.name, reverse=True)
-            for address in (*node.internal_ips, *node.external_ips)
-            if not unusable(address)
-        }
-        mine = {*own.internal_ips, *own.external_ips} if own else set()
-        for address in named.keys() - mine:
-            yield Element(chains.NODES[address.version], address, comment=comment(named[address]))
-
-
-def _enter(users: _Users[K], of: K, key: ServiceKey) -> set[ServiceKey]:
-    """Let a Service use something; the others that do."""
-    others = _several(users[of]) if of in users else set()
-    users[of] = others | {key} if others else key
-    return others
-
-
-def _leave(users: _Users[K], of: K, key: ServiceKey) -> set[ServiceKey]:
-    """Let a Service use something no longer; the others that do."""
-    others = _several(users.pop(of)) - {key}
-    if others:
-        users[of] = others if len(others) > 1 else next(iter(others))
-    return others
-
-
-def _several(users: ServiceKey | set[ServiceKey]) -> set[ServiceKey]:
-    return users if isinstance(users, set) else {users}
-
-
-def _zone(node: Node | None) -> str:
-    return node.labels.get(ZONE_LABEL, "") if node else ""
-
-
-def _addresses(node: Node | None) -> tuple[object, ...]:
-    return (node.internal_ips, node.external_ips, node.pod_cidrs) if node else ()
 
 
 def _age(service: Service | None) -> float:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent.compile import links, services
+from agent.compile import links, service_claims, services
 from agent.compile.service import ServiceSettings
 from agent.compile.service_ids import RESERVED
 from agent.nft.evaluate import Evaluator, HookName, Result
@@ -302,8 +302,8 @@ def test_so_does_one_in_which_numbers_meet(seed: int) -> None:
         return lambda name: RESERVED + digest(name) % 4
 
     with pytest.MonkeyPatch.context() as patched:
-        for name in ("name_digest", "backend_digest"):
-            patched.setattr(services, name, few(getattr(services, name)))
+        for where, name in ((services, "name_digest"), (service_claims, "backend_digest")):
+            patched.setattr(where, name, few(getattr(where, name)))
         _live(Chance(seed))
 
 

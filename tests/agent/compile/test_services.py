@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from agent.compile import service_chains as chains
+from agent.compile.balancers import MOST_STICKY
 from agent.compile.hostports import host_ports
 from agent.compile.names import SERVICES_TABLE
 from agent.compile.service import ServiceSettings
@@ -256,7 +257,7 @@ def test_health_checks_count_ready_endpoints_of_this_node() -> None:
 
 
 def test_more_sticky_endpoints_than_can_be_counted_are_reported() -> None:
-    many = [endpoint(str(ip_address(0x0A000001 + number))) for number in range(chains.MOST_STICKY + 1)]
+    many = [endpoint(str(ip_address(0x0A000001 + number))) for number in range(MOST_STICKY + 1)]
     world = ServiceWorld(
         service("shop/web", "10.96.0.1", sessionAffinity="ClientIP"),
         endpoint_slice("shop/web-1", "web", *many),
