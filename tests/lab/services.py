@@ -80,6 +80,20 @@ def answers(
     return [probe.read_answer(outcome) for outcome in outcomes]
 
 
+def wait_for_frontends(lab: Lab, *names: str) -> None:
+    """Wait until every node translates what is sent to the cluster addresses of these Services.
+
+    To ask them before would leave connections that are tracked without a translation for two minutes, and a
+    client that asks often enough comes back to one of their ports meanwhile.
+    """
+    for name in names:
+        found = lab.service(name)
+        for node in lab.nodes:
+            for address in found.cluster_addresses:
+                frontends = ["nft", "list", "map", "inet", "podwall_services", f"frontends{address.version}"]
+                eventually(lambda: lab.run(node.name, frontends).stdout, lambda text: f"{address} ." in text)  # noqa: B023
+
+
 @dataclass(frozen=True)
 class Asking:
     """Connections to try: from whom to which address and port, and from which own address if not any."""

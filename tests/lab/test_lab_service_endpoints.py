@@ -16,13 +16,24 @@ from typing import Any
 
 import pytest
 
+from lab.limits import SLOWNESS
 from lab.names import Address
 from lab.objects import Object, key_of
 from lab.probe import CONNECTED, REFUSED, SILENT, TCP, UDP
 from lab.world import Lab
 from tests.lab.load import Datagrams, Load
 from tests.lab.policies import pod
-from tests.lab.services import FAMILIES, SOON, answers, eventually, of_version, pods_of, service
+from tests.lab.services import (
+    FAMILIES,
+    LIMIT,
+    SOON,
+    answers,
+    eventually,
+    of_version,
+    pods_of,
+    service,
+    wait_for_frontends,
+)
 
 WEB = {"app": "web"}
 WEB_1, WEB_2 = "default/web-1", "default/web-2"
@@ -41,11 +52,20 @@ def lab() -> Iterator[Lab]:
         yield made
 
 
+@pytest.fixture(autouse=True)
+def all_ready(lab: Lab) -> Iterator[None]:
+    """A test that fails leaves the web Pods ready for the next one."""
+    yield
+    for name in ("web-1", "web-2"):
+        lab.set_ready(name, True)
+
+
 @contextmanager
 def serving(lab: Lab, name: str, **spec: Any) -> Iterator[None]:
     """A Service of this name in front of both web Pods, in force everywhere."""
     made = service(f"default/{name}", WEB, **spec)
     lab.apply([made])
+    wait_for_frontends(lab, name)
     try:
         yield
     finally:
@@ -132,8 +152,8 @@ def test_a_change_is_followed_within_200_ms(lab: Lab) -> None:
                 lab.set_ready("web-1", True)
                 load.wait_for(50)
             assert not load.failed
-    assert statistics.median(delays) < 0.2, delays
-    assert max(delays) < 1.0, delays
+    assert statistics.median(delays) < 0.2 * SLOWNESS, delays
+    assert max(delays) < LIMIT, delays
 
 
 def test_a_pods_end_is_followed_by_all_who_ask(lab: Lab) -> None:
@@ -177,7 +197,7 @@ def test_a_datagram_flow_leaves_a_removed_endpoint_at_once(lab: Lab, version: in
             lab.set_ready(name, False)
             began = time.monotonic()
             assert eventually(lambda: flow.ask(SOON), other.__eq__) == other
-            assert time.monotonic() - began < 1.0
+            assert time.monotonic() - began < 1.0 * SLOWNESS
             lab.set_ready(name, True)
             assert {flow.ask() for _ in range(20)} == {other}  # a flow stays where it is good
 

@@ -25,6 +25,7 @@ from tests.lab.services import (
     pods_answering,
     pods_of,
     service,
+    wait_for_frontends,
 )
 
 FILES = ("client", "cluster-ip", "ports", "node-port", "no-selector", "session-affinity", "policy")
@@ -36,6 +37,7 @@ LEGACY = ip_address("203.0.113.10")
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     with Lab(nodes=3, given=example(*FILES)) as made:
+        wait_for_frontends(made, "my-app", "spread", "sticky", "legacy", "guarded/api")
         open_to_nodes = [
             Asking(node, address, service.ports[0].port)
             for node in NODES

@@ -12,7 +12,16 @@ from lab.probe import UDP
 from lab.world import Lab
 from tests.lab.load import Datagrams, Load
 from tests.lab.policies import namespace, pod, policy
-from tests.lab.services import FAMILIES, SOON, answers, eventually, of_version, pods_of, service
+from tests.lab.services import (
+    FAMILIES,
+    SOON,
+    answers,
+    eventually,
+    of_version,
+    pods_of,
+    service,
+    wait_for_frontends,
+)
 
 WEB = {"app": "web"}
 PODS = ("guarded/web-1", "guarded/web-2")
@@ -35,6 +44,7 @@ def lab() -> Iterator[Lab]:
         service("guarded/closed", {"app": "closed"}, type="NodePort"),
     ]
     with Lab(nodes=2, given=made) as found:
+        wait_for_frontends(found, "guarded/web", "guarded/sticky", "guarded/closed")
         for client in CLIENTS:
             for protocol in ("TCP", UDP):
                 address = found.service("guarded/sticky").address(6)
