@@ -1,7 +1,7 @@
 """How an endpoint of a list is picked: chains that all lists of one length share.
 
     balance     0x5a1b2c3d  ->  3                 any of three
-                0x5c4d3e2f  ->  0x80f00002        one of two, for 60 s the same for a client
+                0x5c4d3e2f  ->  0x800f0002        one of two, for 60 s the same for a client
     balancers   3           ->  goto any_of_3     (as a packet's `meta mark`)
 
 A chain is there as long as a list of its kind is.

@@ -145,6 +145,15 @@ def addresses(service: Service) -> Iterator[tuple[AddressKind, str, IPAddress]]:
             yield "load balancer", f"status.loadBalancer.ingress[{index}]", ingress.ip
 
 
+def repeated(service: Service) -> Iterator[tuple[str, ServicePort]]:
+    """The ports that another one before them has already, and the fields that have them."""
+    seen: set[tuple[Protocol, int]] = set()
+    for index, port in enumerate(service.ports):
+        if (port.protocol, port.port) in seen:
+            yield f"spec.ports[{index}]", port
+        seen.add((port.protocol, port.port))
+
+
 def refused(kind: AddressKind, address: IPAddress, settings: ServiceSettings) -> str:
     """Why an address is not served, "" when it is.
 

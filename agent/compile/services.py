@@ -311,12 +311,14 @@ class ServiceCompiler:
         for kind, field, address in of_service.addresses(served.service):
             if why := of_service.refused(kind, address, self._settings):
                 yield f"{field}: {address} {why}: it is not served"
+        for field, port in of_service.repeated(served.service):
+            yield f"{field}: {port.port}/{port.protocol} is there already: the first of them counts"
         for way in served.ways:
             holder = self._claims.holder(way.claim)
             if holder is not None and holder != key:
-                port = f"{way.claim.port}/{way.claim.protocol}"
+                number = f"{way.claim.port}/{way.claim.protocol}"
                 at = way.claim.address
-                what = f"NodePort {port}" if at is None else f"port {port} of {at}"
+                what = f"NodePort {number}" if at is None else f"port {number} of {at}"
                 yield f"{way.field}: Service {'/'.join(holder)} is older and has {what}"
         for backends in self._backends.get(key, ()):
             if backends.balancer.count < len(backends.endpoints):

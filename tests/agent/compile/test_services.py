@@ -227,6 +227,20 @@ def test_the_oldest_has_it_until_it_goes(name: str, order: int) -> None:
     assert world.ruleset == ServiceWorld(young).ruleset
 
 
+def test_a_port_that_is_there_twice_is_reported() -> None:
+    """The API server refuses it; a manifest may say it."""
+    ports = (
+        {"name": "a", "port": 80},
+        {"name": "b", "port": 80},
+        {"name": "c", "port": 80, "protocol": "UDP"},
+    )
+    world = ServiceWorld(service("shop/web", "10.96.0.1", ports=ports))
+    assert world.compiler.problems() == {
+        ("shop", "web"): ("spec.ports[1]: 80/TCP is there already: the first of them counts",)
+    }
+    assert world.compiler.service_at(ip_address("10.96.0.1"), "TCP", 80) == ServiceName("shop", "web", "a")
+
+
 def test_one_load_balancer_address_for_two_services_by_port() -> None:
     shared = {"type": "LoadBalancer", "status": load_balancer("203.0.113.1")}
     one, other = (
