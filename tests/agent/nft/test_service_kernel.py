@@ -36,6 +36,7 @@ from agent.nft import diff
 from agent.nft.kernel import Kernel
 from agent.nft.model import Item, Ruleset
 from cni.spec import PortMapping
+from lab.limits import SLOWNESS
 from tests.agent.compile.service_worlds import (
     NODE,
     ServiceWorld,
@@ -50,7 +51,7 @@ from tests.agent.compile.service_worlds import (
 WithKernel = Callable[[Callable[[Kernel], Coroutine[Any, Any, Any]]], Any]
 
 MAC = "ee:ee:ee:ee:ee:ee"
-SILENCE_S = 0.4
+SILENCE_S = 0.4 * SLOWNESS
 PODS = {"a": 10, "b": 11, "c": 12}
 HERE, OUTSIDE, OTHER = "", "outside", "other"
 V4 = {
@@ -483,7 +484,7 @@ def test_clients_too_many_to_remember_are_served_all_the_same(
 async def _entries_end(kernel: Kernel) -> None:
     """Wait until no client is remembered."""
     remembered = set(chains.STICKY_CLIENTS.values())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(5 * SLOWNESS):
         while remembered & (await kernel.read([SERVICES_TABLE])).elements.keys():  # noqa: ASYNC110 - no event
             await asyncio.sleep(0.05)
 
