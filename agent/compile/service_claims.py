@@ -26,7 +26,6 @@ class Claims:
     def __init__(self) -> None:
         self._wanted: Users[Claim] = {}
         self._rank: dict[ServiceKey, tuple[float, ServiceKey]] = {}
-        self._of: dict[ServiceKey, set[Claim]] = {}
 
     def holder(self, claim: Claim) -> ServiceKey | None:
         wanted = self._wanted.get(claim)
