@@ -16,7 +16,8 @@ import time
 from collections.abc import Callable, Iterable
 
 from agent import metrics
-from agent.nft.diff import Change, Changes, difference, transaction
+from agent.nft import elements
+from agent.nft.diff import Change, Changes, commands, difference, transaction
 from agent.nft.kernel import Kernel, NftError
 from agent.nft.model import Item, ItemId, Owner, Ruleset, TableName
 from agent.nft.owners import Desired
@@ -74,17 +75,18 @@ class Rules:
                 changes = await asyncio.to_thread(difference, have, self._desired.ruleset)
             text = transaction(changes, self._desired.ruleset)
             if text:
-                await self._commit(text, len(changes))
+                small = commands(changes, self._desired.ruleset) if len(changes) <= elements.MOST else ()
+                await self._commit(text, elements.batch(small), len(changes))
         except BaseException:
             self._trusted = False
             raise
         self.last_check = time.time()
         return changes
 
-    async def _commit(self, text: str, items: int) -> None:
+    async def _commit(self, text: str, batch: bytes | None, items: int) -> None:
         begun = time.perf_counter()
         try:
-            await self._kernel.commit(text)
+            await self._kernel.commit(text, batch)
         except NftError:
             metrics.COMMIT_ERRORS.inc()
             raise

@@ -23,7 +23,7 @@ from importlib.util import find_spec
 from typing import Literal, NamedTuple
 
 from agent import nfnetlink
-from agent.nft import parse, render
+from agent.nft import elements, parse, render
 from agent.nft.model import Ruleset, TableName
 
 log = logging.getLogger(__name__)
@@ -76,6 +76,7 @@ class Kernel:
         self._worker: _Worker | None = None
         self._turn = asyncio.Lock()
         self._stopped = False
+        self._batches: socket.socket | None = None  # for transactions of elements alone
         self._notifications = Notifications(tables)
 
     @property
@@ -88,10 +89,11 @@ class Kernel:
         self._stopped = False
         self._notifications.open()
         try:
+            self._batches = nfnetlink.connect()
             async with self._turn:
                 await self._ready("")
         except BaseException:
-            self._notifications.close()
+            self._close()
             raise
 
     async def stop(self) -> None:
@@ -99,11 +101,15 @@ class Kernel:
         self._stopped = True
         self._notifications.close()
         async with self._turn:
+            self._close()
             await self._end()
 
-    async def commit(self, text: str) -> None:
-        """Commit a transaction, all of it or nothing."""
-        if text:
+    async def commit(self, text: str, batch: bytes | None = None) -> None:
+        """Commit a transaction, all of it or nothing; `batch` is the same in `agent.nft.elements`' words.
+
+        What the kernel refuses of a batch is tried again as text, for libnftables says what is wrong.
+        """
+        if text and not (batch and await self._committed(batch, text)):
             await self._ask(b"c", text)
 
     async def check(self, text: str) -> None:
@@ -120,6 +126,29 @@ class Kernel:
     def changes(self) -> AsyncIterator[Foreign]:
         """Foreign changes to own tables as they come, several quick ones as one; ends with `stop`."""
         return self._notifications.foreign()
+
+    async def _committed(self, batch: bytes, text: str) -> bool:
+        """Whether the kernel took a batch. It waits there while another's transaction is under way."""
+        async with self._turn:
+            await self._ready(text)  # a worker that ended is replaced now, not when it is needed most
+            if self._batches is None:
+                return False
+            sending = asyncio.create_task(asyncio.to_thread(_send, self._batches, batch))
+            try:
+                return await asyncio.shield(sending)
+            except asyncio.CancelledError:  # the socket must not be used by two at a time
+                await asyncio.wait([sending])
+                raise
+
+    def _close(self) -> None:
+        self._notifications.close()
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+
+    def _own_ports(self, worker: "_Worker") -> set[int]:
+        batches = {self._batches.getsockname()[0]} if self._batches is not None else set()
+        return worker.ports | batches
 
     async def _ask(self, kind: bytes, text: str) -> bytes:
         async with self._turn:
@@ -139,7 +168,7 @@ class Kernel:
                 await self._end(kill=True)
                 raise
             finally:
-                self._notifications.judge(worker.ports)
+                self._notifications.judge(self._own_ports(worker))
         if answer == b"e":
             raise NftError("refused", payload.decode().strip(), text)
         return payload
@@ -157,7 +186,7 @@ class Kernel:
                 raise NftError(
                     "lost", "the worker does not start: is python3-nftables installed for this Python?", text
                 ) from problem
-            self._notifications.judge(self._worker.ports)
+            self._notifications.judge(self._own_ports(self._worker))
             log.info("event=nft-worker-started pid=%d", self._worker.pid)
         return self._worker
 
@@ -170,6 +199,20 @@ def _ended(status: int | None) -> str:
     if status is None:
         return "status=unknown"
     return f"signal={-status}" if status < 0 else f"status={status}"
+
+
+def _send(sock: socket.socket, batch: bytes) -> bool:
+    """Send a batch; whether it was committed. The answers are there when the kernel has taken it."""
+    answers = []
+    try:
+        sock.send(batch)
+        while True:
+            answers.append(sock.recv(READ_BYTES, socket.MSG_DONTWAIT))
+    except BlockingIOError:
+        return elements.committed(answers)
+    except OSError as error:
+        log.warning("event=nft-batch-failed error=%r", str(error))
+        return False
 
 
 def _exists(table: TableName) -> bool:

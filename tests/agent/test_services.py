@@ -337,10 +337,10 @@ def test_a_failed_transaction_stops_no_pod_and_is_tried_again() -> None:
         world.synced()
         real = world.kernel.commit
 
-        async def refuse(text: str) -> None:
+        async def refuse(text: str, batch: bytes | None = None) -> None:
             if TABLE[1] in text:
                 raise NftError("timeout", "no answer", text)
-            await real(text)
+            await real(text, batch)
 
         async with world.running():
             await world.settled()
@@ -372,10 +372,10 @@ def test_a_service_that_is_refused_stays_as_it_was_and_others_are_served(
         world.synced()
         real = world.kernel.commit
 
-        async def refuse(text: str) -> None:
+        async def refuse(text: str, batch: bytes | None = None) -> None:
             if f"add element inet podwall_services frontends4 {{ {bad}" in text or f", {bad} " in text:
                 raise NftError("refused", "no room", text)
-            await real(text)
+            await real(text, batch)
 
         world.kernel.commit = refuse  # type: ignore[method-assign]
         async with world.running():
