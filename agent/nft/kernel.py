@@ -1,6 +1,7 @@
 """The kernel's nf_tables as the agent meets it: commit a text, read rulesets back, hear of others' changes.
 
     commit(text) --> worker process (libnftables) --> nf_tables --notifications--> changes()
+        elements alone: a netlink batch --------------^
     read(tables) <-- JSON listing   <--------------'                (those of others, own tables only)
 
 The worker is started when it is needed and again after it has died. A commit is whole or not at all; when the
