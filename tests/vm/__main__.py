@@ -11,7 +11,16 @@ import sys
 from tests.cluster.console import ClusterError, say, step
 from tests.vm import contents, machine
 
-DEFAULT = ("tests/packet", "tests/lab/test_lab_policy.py")
+DEFAULT = (
+    "tests/agent/nft/test_nft_roundtrip.py",
+    "tests/agent/pods/test_wiring.py",
+    "tests/agent/routes/test_route_kernel.py",
+    "tests/packet/test_spoofing.py",
+    "tests/lab/test_lab_sctp.py",
+    "tests/lab/test_lab_policy.py",
+)
+"""What meets the kernel, each part once."""
+
 MINUTES = 40
 SLOWNESS = "8"
 
