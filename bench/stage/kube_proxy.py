@@ -69,7 +69,7 @@ class KubeProxy:
         self._process.wait()
 
     def _config(self, kubeconfig: Path) -> Object:
-        quick = {"minSyncPeriod": "0s", "syncPeriod": "1h0m0s"}
+        quick = {"minSyncPeriod": "1ms", "syncPeriod": "1h0m0s"}  # 0s would be taken for the default, 1s
         return {
             "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
             "kind": "KubeProxyConfiguration",
