@@ -2,7 +2,7 @@
 
     balance     0x5a1b2c3d  ->  3                 any of three
                 0x5c4d3e2f  ->  0x800f0002        one of two, for 60 s the same for a client
-    balancers   3           ->  goto any_of_3     (as a packet's `meta mark`)
+    balancers   3           ->  jump any_of_3     (as a packet's `meta mark`)
 
 A chain is there as long as a list of its kind is.
 """
@@ -71,7 +71,7 @@ def balancer_of(owner: Owner) -> tuple[Balancer, Family]:
 
 def balancer(of: Balancer, family: Family) -> Iterator[Item]:
     """The chain that picks an endpoint, and what leads to it."""
-    yield Element(BALANCERS[family], of.mark, Verdict("goto", of.chain(family)))
+    yield Element(BALANCERS[family], of.mark, Verdict("jump", of.chain(family)))
     rules = _pick_sticky(of, family) if of.timeout else _pick(of, family)
     yield Chain(SERVICES_TABLE, of.chain(family), tuple(rules))
 

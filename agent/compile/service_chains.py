@@ -19,7 +19,7 @@ What is found is a list of endpoints, and of the list an endpoint; their numbers
 
     frontends   10.96.0.10 . udp . 53  ->  0x5a1b2c3d      a list
     balance     0x5a1b2c3d             ->  3               how one of the list is picked: any of three
-    balancers   3                      ->  goto any_of_3   (0: refuse, 0x7fffffff: drop, 0x8.......: sticky)
+    balancers   3                      ->  jump any_of_3   (0: refuse, 0x7fffffff: drop, 0x8.......: sticky)
     lists       0x5a1b2c3d . 1         ->  0x5e0f1a2b      an endpoint
     endpoints   0x5e0f1a2b             ->  10.244.1.7 . 5353
 
@@ -237,6 +237,7 @@ def _chains(limited: bool) -> Iterator[Chain]:
         yield _chain(f"to_endpoint_ipv{family}", _to_endpoint(family))
     yield _chain("refuse", _refuse())
     yield _chain("drop_all", (Rule((Assign(MARK, 0), Counter(), DROP)),))
+    yield _chain("lost", _lost())
     yield _hooked(
         "services_postrouting",
         "nat",
@@ -372,6 +373,7 @@ def _to_host_port(family: Family) -> Iterator[Rule]:
 def _balance(family: Family) -> Iterator[Rule]:
     how = Lookup(CT_MARK, Named(BALANCE[family].name))
     yield Rule((Assign(MARK, how), VerdictMap(MARK, Named(BALANCERS[family].name))))
+    yield _to("lost")
 
 
 def _to_endpoint(family: Family) -> Iterator[Rule]:
@@ -379,7 +381,16 @@ def _to_endpoint(family: Family) -> Iterator[Rule]:
     # nft wants to know that there are ports before it translates one.
     ports = Match(Meta("l4proto"), "==", _TRANSPORTS)
     yield Rule((ports, Nat("dnat", IP[family], Lookup(CT_MARK, Named(ENDPOINTS[family].name)))))
-    yield _to("refuse")
+    yield _to("lost")
+
+
+def _lost() -> Iterator[Rule]:
+    """A packet that met the rules of before a commit and the maps of after it: its sender sends it again.
+
+    The kernel takes rules of one generation for a packet, but looks into maps as they are at that moment. Let
+    through, it would leave untranslated, and so would all that follow it.
+    """
+    yield Rule((Assign(MARK, 0), Counter(), DROP), "changed meanwhile")
 
 
 def _refuse() -> Iterator[Rule]:

@@ -6,7 +6,9 @@ node2   far                 outside: through the nodes' ports
 
 from __future__ import annotations
 
+import errno
 import json
+import select
 import socket
 from collections.abc import Iterator
 
@@ -22,6 +24,7 @@ from lab.world import Lab
 from tests.lab.policies import pod
 from tests.lab.services import (
     FAMILIES,
+    LIMIT,
     Asking,
     answers,
     eventually,
@@ -178,6 +181,46 @@ def test_an_answer_out_of_its_window_does_not_arrive_untranslated(lab: Lab, name
         assert stream.recv(100) == b"second"
         heard = [Ether(found).summary() for found in client.frames if is_from(found, own) or EVIL in found]
     assert heard == []
+
+
+@pytest.mark.parametrize("gone", ["chain any_of_1_ipv", "map endpoints"])
+def test_a_first_packet_that_loses_its_way_in_a_commit_is_sent_again(lab: Lab, gone: str) -> None:
+    """It met the rules of before the commit and the maps of after it; here that moment is made to last."""
+    agent, there = lab.agents["node1"], lab.service("far")
+    agent.stop(kill=True)
+    try:
+        kind, name = gone.split()
+        for version in FAMILIES:
+            lab.run("node1", ["nft", "flush", kind, "inet", "podwall_services", f"{name}{version}"])
+        with (
+            lab.capture("node1") as uplink,
+            lab.socket("client", socket.AF_INET, socket.SOCK_STREAM) as four,
+            lab.socket("client", socket.AF_INET6, socket.SOCK_STREAM) as six,
+        ):
+            for stream, version in ((four, 4), (six, 6)):
+                stream.setblocking(False)
+                assert stream.connect_ex((str(there.address(version)), 80)) == errno.EINPROGRESS
+            listed = ["nft", "-j", "list", "chain", "inet", "podwall_services", "lost"]
+            eventually(lambda: lab.run("node1", listed).stdout, lambda text: '"packets": 2' in text)
+            agent.start()
+            lab.wait_until_ready()
+            for stream in (four, six):
+                stream.settimeout(LIMIT)
+                ready = select.select([], [stream], [], LIMIT)[1]
+                assert ready == [stream]
+                stream.sendall(b"name\n")
+                assert stream.recv(100) == b"default/far\n"
+            untranslated = [frame for frame in uplink.frames if goes_to(frame, there.cluster_addresses)]
+        assert untranslated == []
+    finally:
+        if not agent.alive:
+            agent.start()
+            lab.wait_until_ready()
+
+
+def goes_to(frame: bytes, addresses: tuple[Address, ...]) -> bool:
+    packet = Ether(frame)
+    return (IP in packet or IPv6 in packet) and header(packet).dst in map(str, addresses)
 
 
 @pytest.mark.parametrize("version", FAMILIES)
