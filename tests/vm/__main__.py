@@ -18,6 +18,7 @@ DEFAULT = (
     "tests/packet/test_spoofing.py",
     "tests/lab/test_lab_sctp.py",
     "tests/lab/test_lab_policy.py",
+    "tests/lab/test_lab_service_examples.py",
 )
 """What meets the kernel, each part once."""
 
