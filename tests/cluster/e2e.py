@@ -98,14 +98,16 @@ def stream(words: list[str]) -> tuple[int, int]:
     log = root() / "e2e.log"
     say(f"{shlex.join(word for word in words if 'ginkgo.' in word)}: every word of it goes to {log}")
     ran = 0
-    with log.open("w") as file:
-        process = subprocess.Popen(
+    with (
+        log.open("w") as file,
+        subprocess.Popen(
             [*ENDS_WITH_US, *words],
             env={**os.environ, **cluster.environment()},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-        )
+        ) as process,
+    ):
         assert process.stdout
         try:
             for line in process.stdout:
@@ -117,7 +119,6 @@ def stream(words: list[str]) -> tuple[int, int]:
             return process.wait(), ran
         finally:
             process.terminate()
-            process.wait()
 
 
 def judge(status: int, ran: int) -> int:
