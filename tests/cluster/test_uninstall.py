@@ -23,6 +23,9 @@ def uninstalled(real_cluster: Settings) -> Iterator[Settings]:
     finally:
         cluster.kubectl("delete", "-f", UNINSTALL, "--ignore-not-found", limit=60)
         cluster.up(real_cluster)
+        # Pods that ran before have lost their network.
+        cluster.kubectl("-n", "kube-system", "delete", "pods", "--selector=k8s-app=kube-dns", limit=90)
+        cluster.await_ready()
 
 
 def test_nothing_of_podwall_is_left(uninstalled: Settings) -> None:
