@@ -17,6 +17,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 
 from agent import flows, metrics
 from agent.cluster.model import Event, IPAddress, Kind, Node, Pod, Synced, Upsert
@@ -47,6 +48,7 @@ TABLES = frozenset({TABLE, ARP_TABLE})
 
 POLICY_OWNERS = frozenset({"class", "isolated", "peer", "member"})
 FLOWS = "flows"  # the only key of its reconciler
+PLAN_LIMIT_S = 10.0  # how long the first commit waits for the way to other nodes
 ANSWERS_EVERY_S = 0.25  # how often late answers to ended flows are looked for, while there may be some
 
 Reach = Callable[[str], Awaitable[None]]
@@ -91,7 +93,8 @@ class Datapath:
         self._local_addresses = local_addresses
         self._reports = reports
         self._committed = committed
-        self._plan = Plan()
+        self._plan: Plan | None = None
+        self._planned = asyncio.Event()
         self._synced = asyncio.Event()
         self._answers = flows.Answers()
         self._attached: dict[Owner, Attachment] = {}
@@ -162,6 +165,7 @@ class Datapath:
     async def guard(self, plan: Plan) -> None:
         """Return when the tunnel of this plan may be made or used: nobody else can speak into it."""
         changed, self._plan = plan != self._plan, plan
+        self._planned.set()
         if changed and plan.vxlan:
             await self.reconciler.settle(tunnel.TUNNEL)
         elif changed:
@@ -173,8 +177,14 @@ class Datapath:
         self.reconciler.mark(links.STATIC)
 
     async def reconcile(self) -> None:
-        """Work until cancelled. Nothing is committed, nor pruned, before every kind has been listed."""
+        """Work until cancelled. Nothing is committed, nor pruned, before every kind has been listed.
+
+        Nor before it is known whether there is a tunnel: its rules would be gone for a moment. When that
+        takes long (no uplink, no Node), policies go first, and the tunnel's port stays guarded.
+        """
         await self._synced.wait()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._planned.wait(), PLAN_LIMIT_S)
         self.reconciler.mark(links.CLUSTER)
         await self.reconciler.loop()
 
@@ -208,11 +218,17 @@ class Datapath:
         if owner == links.CLUSTER:
             return links.cluster(self._nodes())
         if owner == tunnel.TUNNEL:
-            return tunnel.items(self._config.node_name, self._nodes(), self._plan, self._config.masquerade)
+            return self._tunnel()
         if owner in self._attached:
             attached = self._attached[owner]
             return links.link(attached.link, attached.addresses, attached.namespace, attached.pod)
         return self.policies.items(owner)
+
+    def _tunnel(self) -> Iterable[Item]:
+        config, nodes = self._config, self._nodes()
+        if self._plan is None:
+            return tunnel.guard(config.node_name, nodes, config.vxlan_port)
+        return tunnel.items(config.node_name, nodes, self._plan, config.masquerade)
 
     def _nodes(self) -> Iterable[Node]:
         return self.store.snapshot.nodes.values()

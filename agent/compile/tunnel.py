@@ -61,15 +61,21 @@ def items(own: str, nodes: Iterable[Node], plan: Plan, masquerade: bool = True) 
     if plan.vxlan is None:
         return
     nodes = tuple(nodes)
+    yield from guard(own, nodes, plan.vxlan.port)
+    for version, kind in _ADDRESS.items():
+        yield Set(TABLE, BEHIND[version].name, (kind,))
+    yield _postrouting(masquerade)
+    yield from (Element(BEHIND[ip.version], ip) for ip in _behind(nodes, plan))
+
+
+def guard(own: str, nodes: Iterable[Node], port: int) -> Iterator[Item]:
+    """What keeps everybody but Nodes from speaking into a tunnel at this port."""
     for version, kind in _ADDRESS.items():
         yield Set(TABLE, PEERS[version].name, (kind,))
-        yield Set(TABLE, BEHIND[version].name, (kind,))
-    yield _input(plan.vxlan.port)
-    yield _forward(plan.vxlan.port)
-    yield _postrouting(masquerade)
+    yield _input(port)
+    yield _forward(port)
     peers = {ip for node in nodes if node.name != own for ip in node.internal_ips}
     yield from (Element(PEERS[ip.version], ip) for ip in peers)
-    yield from (Element(BEHIND[ip.version], ip) for ip in _behind(nodes, plan))
 
 
 def _behind(nodes: Iterable[Node], plan: Plan) -> set[IPAddress]:

@@ -289,6 +289,16 @@ def test_asked_to_end_while_pods_come(node: Node) -> None:
 
 
 def test_asked_to_end_while_nftables_hangs(node: Node) -> None:
+    """A Pod that is the first of its policies needs a chain, and so the worker."""
+    node.write(
+        "new.json",
+        {
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "NetworkPolicy",
+            "metadata": {"name": "new", "namespace": "default"},
+            "spec": {"podSelector": {}},
+        },
+    )
     box = node.box()
     (worker,) = node.worker()
     os.kill(worker, signal.SIGSTOP)
@@ -302,6 +312,17 @@ def test_asked_to_end_while_nftables_hangs(node: Node) -> None:
         with pytest.raises(PluginError) as caught:
             answer.result()
         assert caught.value.code == TRY_AGAIN_LATER
+    (node.cluster / "new.json").unlink()
     node.start(**{"address-rest-s": "0.2"})
     node.wait_until_ready()
     assert rows(node) == node.links() == set()
+
+
+def test_a_pod_comes_while_nftables_hangs(node: Node) -> None:
+    """What is elements alone goes to the kernel without the worker."""
+    (worker,) = node.worker()
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        assert node.reaches(node.add())
+    finally:
+        os.kill(worker, signal.SIGCONT)
