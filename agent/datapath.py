@@ -48,7 +48,7 @@ TABLES = frozenset({TABLE, ARP_TABLE})
 
 POLICY_OWNERS = frozenset({"class", "isolated", "peer", "member"})
 FLOWS = "flows"  # the only key of its reconciler
-PLAN_LIMIT_S = 10.0  # how long the first commit waits for the way to other nodes
+PLAN_LIMIT_S = 5.0  # how long the first commit waits for the way to other nodes
 ANSWERS_EVERY_S = 0.25  # how often late answers to ended flows are looked for, while there may be some
 
 Reach = Callable[[str], Awaitable[None]]
@@ -171,6 +171,10 @@ class Datapath:
         elif changed:
             self.reconciler.mark(tunnel.TUNNEL)
 
+    def no_plan(self) -> None:
+        """Say that there is no plan for now, and that nobody shall wait for one."""
+        self._planned.set()
+
     def resync(self) -> None:
         """Compare the kernel with what it should hold, as a whole."""
         self.rules.distrust()
@@ -180,7 +184,7 @@ class Datapath:
         """Work until cancelled. Nothing is committed, nor pruned, before every kind has been listed.
 
         Nor before it is known whether there is a tunnel: its rules would be gone for a moment. When that
-        takes long (no uplink, no Node), policies go first, and the tunnel's port stays guarded.
+        cannot be said (no uplink, no Node), policies go first, and the tunnel's port stays guarded.
         """
         await self._synced.wait()
         with suppress(TimeoutError):

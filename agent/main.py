@@ -29,7 +29,7 @@ from pathlib import Path
 from agent import asked, calls, datapath, http, metrics, node, services
 from agent import log as logs
 from agent.cluster.errors import ApiError
-from agent.cluster.model import Event, Node
+from agent.cluster.model import Event, Node, Synced
 from agent.config import Config, ConfigError, load
 from agent.datapath import Datapath
 from agent.loadbalancer.balancer import LoadBalancer
@@ -155,8 +155,14 @@ class Agent:
         config, nodes = self.config, self.datapath.store.snapshot.nodes
         own = nodes.get(config.node_name)
         if own is None:
+            if "Node" in self.datapath.store.synced:
+                self.datapath.no_plan()
             return
-        uplink = await self.route_kernel.uplink(own.internal_ips)
+        try:
+            uplink = await self.route_kernel.uplink(own.internal_ips)
+        except RouteError:
+            self.datapath.no_plan()
+            raise
         plan = plan_routes(
             config.node_name,
             nodes.values(),
@@ -264,6 +270,8 @@ class Agent:
         self.services.take(event, changed)
         if self.load_balancer:
             self.load_balancer.take(event, changed)
+        if isinstance(event, Synced) and event.kind == "Node":
+            self._routes.mark(ROUTES)  # to say that there is no plan, when there is no Node
         if any(each.kind == "Node" for each in changed):
             self._routes.mark(ROUTES)
             self._announcing.mark(NODE)

@@ -8,11 +8,11 @@ What happens to a packet (priorities in brackets; defragmentation is at -400, co
     is `link . source` in pod_links? no: drop           is `link . destination` in pod_links? no: drop
     (from any other: source in pod_addresses: drop)
       |                                                   |
-      v  inet prerouting [-300]                           v
+      v  connection tracking, then prerouting [-150]:     v
     neighbour and router discovery, redirect,           the Pod
     broadcast, multicast, stray fragment: drop
       |
-      v  connection tracking, Services, policy (their own chains, later in the hooks)
+      v  Services, policy (their own chains, later in the hooks)
       |
       v  inet postrouting [100]
     back to the link it came from (a Pod reached itself through a Service): masquerade
@@ -22,7 +22,8 @@ What happens to a packet (priorities in brackets; defragmentation is at -400, co
 
 The source is checked before defragmentation: after it a fragment sent under another Pod's address could
 have been joined with that Pod's own. Neighbour discovery is checked after it, because only a whole packet
-shows its type, and `icmpv6 type` looks behind extension headers. Neither is needed: both ends of a link
+shows its type, and `icmpv6 type` looks behind extension headers; and after connection tracking, to spare the
+packets of known flows, whose first packet was looked at. Neither is needed: both ends of a link
 know each other by permanent neighbour entries and have no link-local address, so DHCP, multicast, ARP, a
 link-local or unspecified source all die here, counted. Frames that are neither IP nor ARP (VLAN tags,
 unknown types) have no receiver on the host.
@@ -43,11 +44,13 @@ from agent.cluster.model import Node
 from agent.compile.names import ARP_TABLE, DEVICE_PREFIX, LINK_PREFIX, TABLE, comment
 from agent.nft.model import (
     DROP,
+    RETURN,
     Address,
     Chain,
     Concat,
     Counter,
     Ct,
+    CtState,
     CtStatus,
     Element,
     Exthdr,
@@ -75,7 +78,7 @@ from agent.nft.model import (
 )
 
 BEFORE_DEFRAGMENTATION = -450
-RAW = -300
+BEHIND_CONNTRACK = -150
 FILTER = 0
 SOURCE_NAT = 100
 
@@ -162,7 +165,7 @@ def _sets() -> Iterator[Item]:
 
 def _link_chains() -> Iterator[Item]:
     yield _source()
-    yield _hooked("link_control", "prerouting", RAW, "iifname", "control_from_link")
+    yield _hooked("link_control", "prerouting", BEHIND_CONNTRACK, "iifname", "control_from_link")
     yield _hooked("link_destination", "postrouting", BEFORE_DEFRAGMENTATION, "oifname", "to_link")
     yield Chain(TABLE, "from_link", tuple(_not_of_the_link("iifname", "saddr", "source")))
     yield Chain(TABLE, "to_link", tuple(_not_of_the_link("oifname", "daddr", "destination")))
@@ -183,6 +186,7 @@ def _control() -> Iterator[Rule]:
 
     The rules of policy ask for connections' states, so fragments that fit have been joined before.
     """
+    yield Rule((Match(Ct("state"), "in", CtState.ESTABLISHED), RETURN))
     yield _drop(Match(Payload("icmpv6", "type"), "==", LINK_CONTROL), why="neighbour or router discovery")
     yield _drop(Match(Payload("icmp", "type"), "==", ROUTER_MESSAGES), why="redirect or router discovery")
     yield _drop(Match(Meta("pkttype"), "!=", PacketType.HOST), why="not addressed to the node's end")

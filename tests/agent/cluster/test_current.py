@@ -283,6 +283,7 @@ def test_a_pod_is_isolated_when_its_add_answers(server_inside: Scripted, node: P
         server.say("shop:list", namespace_at(5))
         await datapath.kernel.start()
         datapath.adopt([])
+        datapath.no_plan()
         tasks = [
             asyncio.create_task(source.run(lambda event: ignore(datapath.take(event)))),
             asyncio.create_task(datapath.reconcile()),
