@@ -3,15 +3,20 @@
 For after the agent is gone for good: links, routes and neighbours, tables, files. Pods that still run lose
 their network. Each part is removed whatever became of the others, and what is gone already is no error.
 conf/uninstall.yaml runs it on every node.
+
+An agent that still runs would repair what is removed, so its end is awaited first: by the lock on its state.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import fcntl
+import os
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +26,8 @@ from agent.nft.kernel import OWN_TABLES, Kernel
 from agent.routes.plan import PROTOCOL
 
 FILES = ("etc/cni/net.d/*podwall*", "opt/cni/bin/*podwall*", "var/lib/podwall", "run/podwall")
+STATE = "var/lib/podwall"
+AGENT_LIMIT_S, LOOK_EVERY_S = 60.0, 0.1
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
@@ -29,6 +36,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="agent.uninstall", description="remove podwall from this node")
     parser.add_argument("--root", type=Path, default=Path("/"), help="where the node's files are mounted")
     root = parser.parse_args().root
+    try:
+        held = await_agent(root / STATE)
+    except TimeoutError as error:
+        print(error, file=sys.stderr, flush=True)
+        return 1
     failed = False
     for what, remove in (
         ("file", lambda: remove_files(root)),
@@ -37,7 +49,32 @@ def main() -> int:
         ("table", remove_tables),
     ):
         failed |= not attempt(what, remove)
+    if held is not None:
+        os.close(held)
     return 1 if failed else 0
+
+
+def await_agent(state: Path, limit_s: float = AGENT_LIMIT_S) -> int | None:
+    """Return when no agent uses this directory; while the descriptor is open none can. None: there is none.
+
+    Raises TimeoutError.
+    """
+    try:
+        held = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    end = time.monotonic() + limit_s
+    while True:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return held
+        except BlockingIOError:
+            if time.monotonic() > end:
+                os.close(held)
+                raise TimeoutError(
+                    f"an agent still runs on this node ({state} is in use): remove it first"
+                ) from None
+            time.sleep(LOOK_EVERY_S)
 
 
 def attempt(what: str, remove: Callable[[], Iterator[str]]) -> bool:

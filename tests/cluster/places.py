@@ -68,22 +68,32 @@ def pod(namespace: str, name: str) -> Asker:
 
 
 def process_of(identity: str) -> int:
-    """Return the outermost process of this machine that runs in a container."""
+    """Return a container's first process; those that others run in it come and go."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                if identity in (entry / "cgroup").read_text():
+                if identity in (entry / "cgroup").read_text() and is_first(entry):
                     found.append((depth(entry), int(entry.name)))
     if not found:
         raise ClusterError(f"no process of this machine runs in the container {identity[:12]}")
     return min(found)[1]
 
 
+def is_first(process: Path) -> bool:
+    """Say whether a process is the first of its process namespace."""
+    return numbers(process)[-1] == "1"
+
+
 def depth(process: Path) -> int:
     """Return how deep in process namespaces a process is: a Pod's are one deeper than its node's."""
+    return len(numbers(process))
+
+
+def numbers(process: Path) -> list[str]:
+    """Return a process' numbers, from this machine's process namespace to its own."""
     lines = (process / "status").read_text().splitlines()
-    return next(len(line.split()) for line in lines if line.startswith("NSpid:"))
+    return next(line.split()[1:] for line in lines if line.startswith("NSpid:"))
 
 
 @contextlib.contextmanager
