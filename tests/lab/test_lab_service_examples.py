@@ -186,7 +186,8 @@ def test_affinity_outlives_the_coming_and_going_of_others(lab: Lab) -> None:
         lambda: set(pods_of(answers(lab, "client", spread, 80, times=60))), (everybody - {others[0]}).__eq__
     )
     stays = {client: pod for client, pod in before.items() if pod != others[0]}
-    after = first_answers(lab, "sticky")
+    # Every node follows by itself; the wait above saw one of them.
+    after = eventually(lambda: first_answers(lab, "sticky"), lambda found: others[0] not in found.values())
     assert {client: after[client] for client in stays} == stays
     assert others[0] not in after.values()
     assert first_answers(lab, "sticky") == after
