@@ -37,6 +37,13 @@ START_TIMEOUT_S = 10.0
 COMMIT_TIMEOUT_S = 60.0
 BYTES_PER_S = 50_000  # of a transaction, where it is slowest: more time for a larger one
 STOP_TIMEOUT_S = 2.0
+TORN_PAUSES_S = (
+    0.005,
+    0.02,
+    0.1,
+    0.5,
+    1.0,
+)  # for a rehash to end, which takes milliseconds unless all is busy
 
 Reason = Literal["refused", "lost", "timeout", "stopped"]
 
@@ -119,7 +126,16 @@ class Kernel:
             await self._ask(b"d", text)
 
     async def read(self, tables: Iterable[TableName] = OWN_TABLES) -> Ruleset:
-        """What the kernel holds of these tables; a table that is not there is left out."""
+        """What the kernel holds of these tables; a table that is not there is left out. Raises NftError."""
+        for pause_s in TORN_PAUSES_S:
+            try:
+                return await self._read_once(tables)
+            except parse.TornError as torn:
+                log.info("event=nft-listing-torn what=%r", str(torn))
+                await asyncio.sleep(pause_s)
+        raise NftError("refused", "the kernel gave no whole listing", "list table")
+
+    async def _read_once(self, tables: Iterable[TableName]) -> Ruleset:
         there = [name for name in sorted(tables) if _exists(name)]
         listings = [await self._ask(b"l", f"list table {render.table_name(name)}") for name in there]
         return await asyncio.to_thread(parse.ruleset, *listings)

@@ -68,12 +68,20 @@ _HASH = re.compile(r"jhash (\w+ \w+) mod (\d+) seed (\w+)")
 _UPDATE = re.compile(r"(add|update|delete) @(\S+) \{ (.+?)(?: timeout (\w+))?(?: : (.+))? \}")
 
 
+class TornError(Exception):
+    """The kernel gave some elements twice and as many not at all: it was rehashing the set meanwhile.
+
+    A listing of a hash is many small walks that each skip as many elements as were given before; when the
+    order changes in between, what was skipped is not what was given.
+    """
+
+
 class _UnknownError(Exception):
     """The listing holds something that the model has no value for."""
 
 
 def ruleset(*listings: bytes | str) -> Ruleset:
-    """The tables of one or more listings."""
+    """The tables of one or more listings; TornError when one does not hold together."""
     rules = Ruleset()
     for listing in listings:
         for entry in msgspec.json.decode(listing)["nftables"]:
@@ -125,13 +133,16 @@ def _enter_set(rules: Ruleset, of: Json) -> None:
     rules.add(made)
     read_key, read_data = _reader(made.type), _data_reader(made.data)
     where = made.id
-    for entry in of.get("elem", ()):
+    entries = of.get("elem", ())
+    for entry in entries:
         left, right = entry if made.data else (entry, None)
         comment = ""
         if isinstance(left, dict) and "elem" in left:
             comment = left["elem"].get("comment", "")
             left = left["elem"]["val"]
         rules.add(Element(where, read_key(left), None if right is None else read_data(right), comment))
+    if "dynamic" not in made.flags and len(rules.elements.get(where, ())) != len(entries):
+        raise TornError(f"set {made.name}: {len(entries)} elements, some of them twice")
 
 
 def _type(of: Json) -> tuple[str, ...]:

@@ -97,6 +97,30 @@ def test_commits_at_the_same_time_take_turns(with_kernel: WithKernel) -> None:
     with_kernel(body)
 
 
+def test_a_listing_that_a_rehash_tore_is_asked_for_again(
+    with_kernel: WithKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of two listings is whole; in the first one element stands twice."""
+    ask, listings = Kernel._ask, []
+
+    async def torn_once(kernel: Kernel, kind: bytes, text: str) -> bytes:
+        answer = await ask(kernel, kind, text)
+        if kind == b"l":
+            listings.append(answer)
+            if len(listings) == 1:
+                return answer.replace(b'"elem": [', b'"elem": ["10.0.0.1", ')
+        return answer
+
+    async def body(kernel: Kernel) -> None:
+        await kernel.commit(LOAD)
+        monkeypatch.setattr(Kernel, "_ask", torn_once)
+        assert diff.difference(await kernel.read(), WANTED) == {}
+
+    with_kernel(body)
+    assert b'"elem": [' in listings[0]
+    assert len(listings) == 2
+
+
 # The worker's end
 
 

@@ -153,6 +153,16 @@ def test_a_type_that_is_not_understood_differs() -> None:
     assert made.sets[SetName(INET, "backends")].data == (parse.UNPARSED_TYPE,)
 
 
+def test_an_element_given_twice_means_that_another_is_missing() -> None:
+    with pytest.raises(parse.TornError, match="backends: 2 elements"):
+        _of_map(map="mark", elem=[[{"concat": [7, 0]}, 1], [{"concat": [7, 0]}, 1]])
+
+
+def test_elements_that_packets_add_may_come_twice() -> None:
+    twice = [[{"concat": [7, 0]}, 1], [{"concat": [7, 0]}, 1]]
+    assert len(_of_map(map="mark", flags=["dynamic"], elem=twice).elements) == 1
+
+
 def test_a_chain_without_rules() -> None:
     listing = {"nftables": [{"chain": {**WHERE, "name": "c", "handle": 1}}]}
     assert list(parse.ruleset(json.dumps(listing)).items()) == [Chain(INET, "c")]
