@@ -25,21 +25,22 @@ ROOM = wire.LIMIT - 1024
 """Bytes for what is listed in one answer."""
 MOST_FLOWS = 4000  # more hardly have room; naming and measuring them takes 45 ms of the event loop
 
-Answer = Callable[[], Awaitable[object]]
+Body = Mapping[str, Any]
+Answer = Callable[[Body], Awaitable[object]]
 
 
 def answers(datapath: Datapath) -> Mapping[str, Answer]:
     """Each question's answer, by its name on the socket."""
 
-    async def policies() -> object:
+    async def policies(body: Body) -> object:
         return listed("policies", [state.to_json() for state in datapath.policy_states()])
 
-    async def denials() -> object:
+    async def denials(body: Body) -> object:
         found = datapath.denials
         newest_first = [denied_json(each) for each in reversed(found.recent())]
         return {**listed("denials", newest_first), "lost": found.lost}
 
-    async def flows() -> object:
+    async def flows(body: Body) -> object:
         own = datapath.addresses()
         try:
             found = await list_flows(own.keys())

@@ -21,13 +21,13 @@ from cni.spec import AttachmentKey, CniError
 def handlers(
     attachments: Attachments,
     status: Callable[[], Mapping[str, object]],
-    questions: Mapping[str, Callable[[], Awaitable[object]]],
+    questions: Mapping[str, Callable[[Mapping[str, Any]], Awaitable[object]]],
 ) -> Mapping[str, Handler]:
-    """Each call's handler, by its name; `questions` are those that need nothing but an answer."""
+    """Each call's handler, by its name; `questions` are those that come without descriptors."""
 
-    def handler(answer: Callable[[], Awaitable[object]]) -> Handler:
+    def handler(answer: Callable[[Mapping[str, Any]], Awaitable[object]]) -> Handler:
         async def answered(body: Mapping[str, Any], fds: list[int]) -> object:
-            return await answer()
+            return await answer(body)
 
         return answered
 

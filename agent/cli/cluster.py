@@ -7,18 +7,24 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from agent.cli.ask import Unreachable
 from agent.cluster.model import KINDS, Endpoints, Kind, Object
 from agent.cluster.store import Snapshot, snapshot_of
+
+if TYPE_CHECKING:  # importing these takes longer than a command's help may
+    from agent.cli.agents import Agents
+    from agent.cluster.client import ApiClient
+    from lab.state import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -36,18 +42,42 @@ class Asked:
     namespace: str
 
     def snapshot(self) -> Snapshot:
-        """All objects as they are now. Raises Unreachable, ClickException for manifests."""
+        """All objects as they are now; manifests' errors go to standard error. Raises Unreachable."""
         if self.files:
             return _of_manifests(self.files)
-        kubeconfig = None if self.lab else self.kubeconfig or _default_kubeconfig()
+        kubeconfig = self._kubeconfig()
         if kubeconfig is None:
             return _of_lab()
         return _of_api(kubeconfig, self.context)
+
+    def agents(self) -> Agents:
+        """The nodes' agents; none when manifests are asked. Raises Unreachable."""
+        from agent.cli.agents import Agents, by_api, by_sockets  # noqa: PLC0415 - manifests need none of it
+        from agent.cluster.errors import ApiError  # noqa: PLC0415
+
+        if self.files:
+            return Agents({})
+        kubeconfig = self._kubeconfig()
+        if kubeconfig is None:
+            return by_sockets(_lab_sockets())
+        try:
+            return by_api(api_client(kubeconfig, self.context))
+        except ApiError as error:
+            raise Unreachable(f"the API server cannot be asked: {error}") from error
+
+    @property
+    def live(self) -> bool:
+        """Whether there are agents to ask: it is not manifests."""
+        return not self.files
+
+    def _kubeconfig(self) -> Path | None:
+        return None if self.lab else self.kubeconfig or _default_kubeconfig()
 
 
 def cluster_options(command: F) -> F:
     """The options that say which cluster; the command gets them as one `asked`."""
 
+    @functools.wraps(command)
     def gathered(
         filename: tuple[Path, ...],
         lab: bool,
@@ -58,8 +88,6 @@ def cluster_options(command: F) -> F:
     ) -> Any:
         return command(asked=Asked(filename, lab, kubeconfig, context, namespace), **others)
 
-    gathered.__doc__, gathered.__name__ = command.__doc__, command.__name__
-    gathered.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]  # click's own
     file = click.Path(exists=True, path_type=Path)
     for option in (
         click.option("-n", "--namespace", default=DEFAULT_NAMESPACE, help="Of names that say none."),
@@ -90,22 +118,43 @@ def _of_manifests(files: tuple[Path, ...]) -> Snapshot:
 
 def _of_lab() -> Snapshot:
     from lab.names import RUN  # noqa: PLC0415 - only this way needs it
-    from lab.state import read_settings  # noqa: PLC0415
+
+    _lab_settings()
+    return _of_manifests((RUN / "cluster",))
+
+
+def _lab_settings() -> Settings:
+    from lab.state import read_settings  # noqa: PLC0415 - only this way needs it
 
     settings = read_settings()
     if settings is None or not settings.complete:
         raise Unreachable(
             "there is no kubeconfig and no lab is up: --kubeconfig FILE, `podwall lab up`, or -f DIR"
         )
-    return _of_manifests((RUN / "cluster",))
+    return settings
+
+
+def _lab_sockets() -> dict[str, Path]:
+    from lab.names import node  # noqa: PLC0415 - only this way needs it
+
+    settings = _lab_settings()
+    places = [node(number, routed=settings.routed) for number in range(1, settings.nodes + 1)]
+    return {place.name: place.directory / "agent.sock" for place in places}
+
+
+def api_client(kubeconfig: Path, context: str) -> ApiClient:
+    """The API server that a kubeconfig names."""
+    from agent.cluster.client import ApiClient  # noqa: PLC0415 - only this way needs it
+    from agent.cluster.credentials import credential_source  # noqa: PLC0415
+
+    return ApiClient(credential_source(kubeconfig=kubeconfig, context=context), "podwall")
 
 
 def _of_api(kubeconfig: Path, context: str) -> Snapshot:
-    from agent.cluster.client import ApiClient, read_page  # noqa: PLC0415 - only this way needs it
-    from agent.cluster.credentials import credential_source  # noqa: PLC0415
+    from agent.cluster.client import read_page  # noqa: PLC0415 - only this way needs it
     from agent.cluster.errors import ApiError  # noqa: PLC0415
 
-    client = ApiClient(credential_source(kubeconfig=kubeconfig, context=context), "podwall")
+    client = api_client(kubeconfig, context)
 
     def all_of(kind: Kind) -> list[Object]:
         connection = client.connection()

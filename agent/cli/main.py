@@ -14,9 +14,10 @@ COMMANDS = {
         "why_command",
         "Whether a connection is allowed, by what, and what would change it.",
     ),
+    "relay": ("agent.cli.relay", "relay", ""),
     "status": ("agent.cli.status", "status", "What a node's agent says of itself."),
 }
-"""Each command's module, the name it has there, and what help says of it."""
+"""Each command's module, the name it has there, and what help says of it; "" for what programs alone call."""
 
 
 class LazyGroup(click.Group):
@@ -24,7 +25,7 @@ class LazyGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All commands' names, in order."""
-        return sorted(COMMANDS)
+        return sorted(name for name in COMMANDS if COMMANDS[name][2])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command, or None for a name nobody knows."""

@@ -131,6 +131,10 @@ class ApiClient:
         """An object's resource version now. Raises ApiError, NotFound when there is none."""
         return _version(_decoded(_VERSIONED, self._call("GET", _path(kind, key))))
 
+    def read(self, target: str) -> Any:
+        """The JSON at a path with its query, as it is. Raises ApiError."""
+        return json.loads(self._call("GET", target))
+
     def version(self) -> str:
         """The API server's version, such as v1.34.4."""
         return str(json.loads(self._call("GET", "/version")).get("gitVersion", ""))

@@ -56,6 +56,16 @@ class Connection:
         """Is there anything to close?"""
         return self._http is not None
 
+    def opened(self) -> socket.socket:
+        """The socket to the server, TLS done, for another protocol than this one's. Raises Unreachable."""
+        try:
+            self._http = self._connect()
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            self.close()
+            raise self._unreachable(error) from error
+        assert self._socket is not None
+        return self._socket
+
     def request(
         self,
         method: str,
