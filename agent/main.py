@@ -14,7 +14,6 @@ The end, whatever ends it, leaves everything in the kernel as it is: Pods keep t
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import gc
 import logging
 import os
@@ -32,6 +31,7 @@ from agent.cluster.errors import ApiError
 from agent.cluster.model import Event, Node, Synced
 from agent.config import Config, ConfigError, load
 from agent.datapath import Datapath
+from agent.files import hold
 from agent.loadbalancer.balancer import LoadBalancer
 from agent.nft.kernel import NftError
 from agent.pods.attachments import Attachments
@@ -48,7 +48,7 @@ from agent.sources import source_of
 
 ROUTES, NODE = "routes", "node"  # the only keys of their reconcilers
 ALIVE_S = 1.0
-CLAIM_ATTEMPTS, CLAIM_PAUSE_S = 20, 0.1  # as long as another agent may need to end
+CLAIM_LIMIT_S = 2.0  # as long as another agent may need to end
 REAP_S = 60.0
 MOST_PROBLEMS = 100  # of objects, in the status
 RESYNC_S = 300.0
@@ -391,18 +391,11 @@ def claim(directory: Path) -> int:
     """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        for left in reversed(range(CLAIM_ATTEMPTS)):
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not left:
-                    raise StartError(f"another agent uses state_dir {directory}: end it first") from None
-                time.sleep(CLAIM_PAUSE_S)
+        return hold(directory, CLAIM_LIMIT_S)
+    except TimeoutError:
+        raise StartError(f"another agent uses state_dir {directory}: end it first") from None
     except OSError as error:
         raise StartError(f"state_dir {directory} cannot be used: {error.strerror}") from error
-    return held
 
 
 async def _until_signalled(config: Config) -> None:

@@ -18,6 +18,7 @@ from agent.cluster.model import KINDS, Event, IPAddress, Kind, Pod, Service
 from agent.cluster.values import object_name
 from agent.cluster.watch import ApiSource
 from agent.config import Config
+from agent.files import replace
 from agent.loadbalancer.leases import ApiLeases, FileLeases, Leases
 from agent.log import printable
 from agent.reports import Report
@@ -173,7 +174,8 @@ class Manifests:
         }
         file = self._statuses / f"service_{namespace}_{name}.json"
         try:
-            await asyncio.to_thread(_replace, file, json.dumps(status, indent=1))
+            self._statuses.mkdir(parents=True, exist_ok=True)
+            await asyncio.to_thread(replace, file, json.dumps(status, indent=1).encode())
         except OSError as error:
             raise Unreachable(f"{file} cannot be written: {error.strerror}") from error
 
@@ -183,14 +185,6 @@ class Manifests:
 
 def _ingress(addresses: Iterable[IPAddress]) -> list[dict[str, str]]:
     return [{"ip": str(ip), "ipMode": "VIP"} for ip in addresses]
-
-
-def _replace(file: Path, text: str) -> None:
-    """Write a file that others read meanwhile."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    fresh = file.with_name(f".{file.name}")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(file)
 
 
 def source_of(config: Config, kinds: Iterable[Kind]) -> Source:

@@ -11,23 +11,22 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import fcntl
 import os
 import shutil
 import socket
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pyroute2 import IPRoute
 
+from agent.files import hold
 from agent.nft.kernel import OWN_TABLES, Kernel
 from agent.routes.plan import PROTOCOL
 
 FILES = ("etc/cni/net.d/*podwall*", "opt/cni/bin/*podwall*", "var/lib/podwall", "run/podwall")
 STATE = "var/lib/podwall"
-AGENT_LIMIT_S, LOOK_EVERY_S = 60.0, 0.1
+AGENT_LIMIT_S = 60.0
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
@@ -60,21 +59,11 @@ def await_agent(state: Path, limit_s: float = AGENT_LIMIT_S) -> int | None:
     Raises TimeoutError.
     """
     try:
-        held = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return hold(state, limit_s)
     except FileNotFoundError:
         return None
-    end = time.monotonic() + limit_s
-    while True:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return held
-        except BlockingIOError:
-            if time.monotonic() > end:
-                os.close(held)
-                raise TimeoutError(
-                    f"an agent still runs on this node ({state} is in use): remove it first"
-                ) from None
-            time.sleep(LOOK_EVERY_S)
+    except TimeoutError:
+        raise TimeoutError(f"an agent still runs on this node ({state} is in use): remove it first") from None
 
 
 def attempt(what: str, remove: Callable[[], Iterator[str]]) -> bool:

@@ -19,6 +19,7 @@ import msgspec
 from agent.cluster.client import ApiClient
 from agent.cluster.errors import Conflict, NotFound, Unreachable
 from agent.cluster.model import Lease
+from agent.files import replace
 
 NAMESPACE = "kube-system"
 ANSWER_S = 1.0
@@ -130,9 +131,7 @@ class FileLeases:
             raise Conflict(f"Lease {lease.name} was changed meanwhile")
         # Never a version that somebody has seen, also when the Lease was removed and made again.
         written = msgspec.structs.replace(lease, resource_version=uuid.uuid4().hex)
-        fresh = self._file(lease.name).with_suffix(".new")
-        fresh.write_bytes(msgspec.json.encode(written))
-        fresh.replace(self._file(lease.name))
+        replace(self._file(lease.name), msgspec.json.encode(written))
         return written
 
     def _remove(self, lease: Lease) -> None:
