@@ -20,6 +20,7 @@ import click
 from agent.cli.ask import Unreachable
 from agent.cluster.model import KINDS, Endpoints, Kind, Object
 from agent.cluster.store import Snapshot, snapshot_of
+from agent.log import printable
 
 if TYPE_CHECKING:  # importing these takes longer than a command's help may
     from agent.cli.agents import Agents
@@ -41,13 +42,16 @@ class Asked:
     context: str
     namespace: str
 
-    def snapshot(self) -> Snapshot:
-        """All objects as they are now; manifests' errors go to standard error. Raises Unreachable."""
+    def snapshot(self, tell: Callable[[str], None] | None = None) -> Snapshot:
+        """All objects as they are now; `tell` (else standard error) gets manifests' errors.
+
+        Raises Unreachable.
+        """
         if self.files:
-            return _of_manifests(self.files)
+            return _of_manifests(self.files, tell or _to_stderr)
         kubeconfig = self._kubeconfig()
         if kubeconfig is None:
-            return _of_lab()
+            return _of_lab(tell or _to_stderr)
         return _of_api(kubeconfig, self.context)
 
     def agents(self) -> Agents:
@@ -69,6 +73,16 @@ class Asked:
     def live(self) -> bool:
         """Whether there are agents to ask: it is not manifests."""
         return not self.files
+
+    @property
+    def where(self) -> str:
+        """Which cluster it is, as a person would say it."""
+        if self.files:
+            return ", ".join(map(str, self.files))
+        kubeconfig = self._kubeconfig()
+        if kubeconfig is None:
+            return "the lab of this machine"
+        return f"context {self.context}" if self.context else str(kubeconfig)
 
     def _kubeconfig(self) -> Path | None:
         return None if self.lab else self.kubeconfig or _default_kubeconfig()
@@ -107,20 +121,24 @@ def _default_kubeconfig() -> Path | None:
     return usual if usual.is_file() else None
 
 
-def _of_manifests(files: tuple[Path, ...]) -> Snapshot:
+def _to_stderr(text: str) -> None:
+    click.echo(printable(text), err=True)
+
+
+def _of_manifests(files: tuple[Path, ...], tell: Callable[[str], None]) -> Snapshot:
     from agent.cluster.manifests import load  # noqa: PLC0415 - only this way needs it
 
     found = load(files)
     for error in (*found.errors, *found.problems):
-        click.echo(str(error), err=True)
+        tell(str(error))
     return snapshot_of(found.objects)
 
 
-def _of_lab() -> Snapshot:
+def _of_lab(tell: Callable[[str], None]) -> Snapshot:
     from lab.names import RUN  # noqa: PLC0415 - only this way needs it
 
     _lab_settings()
-    return _of_manifests((RUN / "cluster",))
+    return _of_manifests((RUN / "cluster",), tell)
 
 
 def _lab_settings() -> Settings:

@@ -98,8 +98,9 @@ def lines(answer: Answer) -> Iterator[str]:
         yield from (f"  {line}" for line in change.text().splitlines())
 
 
-def _structured(answer: Answer, output: str) -> str:
-    content = {
+def answer_json(answer: Answer) -> dict[str, Any]:
+    """The whole answer as plain data."""
+    return {
         "allowed": answer.allowed,
         "cause": answer.cause,
         "sentence": answer.sentence,
@@ -109,6 +110,10 @@ def _structured(answer: Answer, output: str) -> str:
             for change in answer.changes
         ],
     }
+
+
+def _structured(answer: Answer, output: str) -> str:
+    content = answer_json(answer)
     if output == "json":
         return json.dumps(content, indent=2)
     import yaml  # noqa: PLC0415 - only this output needs it
