@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Literal, NamedTuple, TypeAlias
 
 from agent.cluster.model import Family, IPAddress, IPNetwork, Protocol, Service, ServicePort
@@ -89,6 +90,11 @@ def served(service: Service) -> bool:
         and bool(service.cluster_ips)
         and not any(label in service.labels for label in SOMEBODY_ELSES)
     )
+
+
+def age(service: Service) -> float:
+    """When it was made, in seconds; one that does not say it is younger than all that do."""
+    return service.created.timestamp() if service.created else inf
 
 
 def service_owner(namespace: str, name: str) -> Owner:
@@ -170,12 +176,13 @@ def lists(service: Service, ways: Iterable[Frontend]) -> tuple[ListOf, ...]:
     found: dict[ListOf, None] = {}
     for way in ways:
         for family in families(service) if way.claim.address is None else (way.claim.address.version,):
-            for reach in _reaches(service, way):
+            for reach in reaches(service, way):
                 found[way.port, 4 if family == 4 else 6, reach] = None
     return tuple(found)
 
 
-def _reaches(service: Service, way: Frontend) -> tuple[Reach, ...]:
+def reaches(service: Service, way: Frontend) -> tuple[Reach, ...]:
+    """The list that a way leads to; the last one for who comes from outside of the cluster."""
     if way.kind == "cluster":
         return ("local",) if service.internal_traffic_policy == "Local" else ("cluster",)
     return ("cluster", "local") if service.external_traffic_policy == "Local" else ("cluster",)
@@ -210,10 +217,10 @@ def entrances(
     of = comment(service.namespace, f"{service.name}:{way.port.name or way.port.port}")
     at, port = way.claim.address, (PROTO[way.claim.protocol], way.claim.port)
     only_here = way.kind != "cluster" and service.external_traffic_policy == "Local"
-    for family in families(service) if at is None else (_family(at),):
+    for family in families(service) if at is None else (family_of(at),):
         into = chains.NODE_PORTS if at is None else chains.FRONTENDS
         key: Key = port if at is None else (at, *port)
-        reach = _reaches(service, way)[0]
+        reach = reaches(service, way)[0]
         yield Element(into[family], key, numbers[list_name(service.key, way.port, reach)], of)
         if only_here:
             into = chains.OUTSIDE_NODE_PORTS if at is None else chains.OUTSIDE
@@ -247,5 +254,6 @@ def cluster_addresses(service: Service) -> Iterator[Element]:
             yield Element(chains.CLUSTER_IPS[address.version], address)
 
 
-def _family(address: IPAddress) -> Family:
+def family_of(address: IPAddress) -> Family:
+    """The family of an address."""
     return 4 if address.version == 4 else 6

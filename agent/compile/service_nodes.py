@@ -36,7 +36,7 @@ class KnownNodes:
 
     @property
     def here(self) -> Here:
-        return Here(self._own, _zone(self._nodes.get(self._own)))
+        return here_of(self._own, self._nodes.get(self._own))
 
     def take(self, name: str, node: Node | None) -> Moved:
         before = self._nodes.pop(name, None)
@@ -63,6 +63,11 @@ class KnownNodes:
         mine = {*own.internal_ips, *own.external_ips} if own else set()
         for address in named.keys() - mine:
             yield Element(chains.NODES[address.version], address, comment=comment(named[address]))
+
+
+def here_of(name: str, node: Node | None) -> Here:
+    """Where the node of this name is."""
+    return Here(name, _zone(node))
 
 
 def _zone(node: Node | None) -> str:

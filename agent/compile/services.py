@@ -200,7 +200,7 @@ class ServiceCompiler:
             *(self._numbers.take(name) for name in sorted(has - had)),
         )
         wanted, wants = ([way.claim for way in each.ways] if each else [] for each in (before, after))
-        rivals = self._claims.move(key, _age(service), wanted, wants)
+        rivals = self._claims.move(key, of_service.age(service) if service else inf, wanted, wants)
         return {key} | rivals | {(name[0], name[1]) for name in renumbered}
 
     def _serve(self, service: Service | None) -> _Served | None:
@@ -214,12 +214,12 @@ class ServiceCompiler:
         touched: set[ServiceKey] = set()
         key = cast("ServiceKey", change.key)
         before, after = (cast("EndpointSlice | None", each) for each in (change.before, change.after))
-        if before is not None and (service := _service_of(before)) in self._slices:
+        if before is not None and (service := service_of(before)) in self._slices:
             self._slices[service].pop(key, None)
             if not self._slices[service]:
                 del self._slices[service]
             touched.add(service)
-        if after is not None and (service := _service_of(after)):
+        if after is not None and (service := service_of(after)):
             self._slices.setdefault(service, {})[key] = after
             touched.add(service)
         return touched
@@ -345,12 +345,8 @@ class ServiceCompiler:
                 yield from of_service.entrances(service, way, numbers, filled)
 
 
-def _age(service: Service | None) -> float:
-    """When it was made, in seconds; one that does not say it is younger than all that do."""
-    return service.created.timestamp() if service and service.created else inf
-
-
-def _service_of(of: EndpointSlice) -> ServiceKey | None:
+def service_of(of: EndpointSlice) -> ServiceKey | None:
+    """The Service whose endpoints a slice has, None for one that somebody else serves."""
     if not of.service or any(label in of.labels for label in of_service.SOMEBODY_ELSES):
         return None
     return of.namespace, of.service
