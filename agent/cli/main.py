@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 
 import click
+from click.shell_completion import CompletionItem
 
 COMMANDS = {
+    "completion": ("agent.cli.completion", "completion", "The script that completes commands in a shell."),
     "lab": ("agent.cli.lab", "lab", "A cluster without Kubernetes, in network namespaces of this machine."),
     "why": (
         "agent.cli.why",
@@ -35,6 +36,12 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(import_module(module), name)
         return command
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+        """The commands that begin so, without importing one, and the options."""
+        names = [name for name in self.list_commands(ctx) if name.startswith(incomplete)]
+        options = click.Command.shell_complete(self, ctx, incomplete)
+        return [*(CompletionItem(name, help=COMMANDS[name][2]) for name in names), *options]
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing one."""
         with formatter.section("Commands"):
@@ -42,9 +49,14 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(version("podwall"), prog_name="podwall")
+@click.version_option(package_name="podwall", prog_name="podwall")
 def main() -> None:
     """See, ask and try podwall, the Kubernetes network plugin on nftables."""
+
+
+def kubectl() -> None:
+    """The program kubectl-podwall: the same command under kubectl's name for it."""
+    main(prog_name="kubectl podwall", complete_var="_PODWALL_COMPLETE")
 
 
 if __name__ == "__main__":
