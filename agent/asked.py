@@ -80,6 +80,7 @@ def denied_json(denied: Denied) -> dict[str, Any]:
         "dport": first.dport,
         "icmp_type": first.icmp_type,
         "fragment": first.fragment,
+        "policies": list(reason.policies),
         "in": first.in_link,
         "out": first.out_link,
     }

@@ -284,6 +284,7 @@ class Datapath:
             peer=_named(pods(theirs)),
             direction=direction,
             pod_class=pod_class,
+            policies=tuple("/".join(key) for key in self.policies.policies_of(pod_class)),
         )
 
     # Flows

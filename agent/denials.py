@@ -73,13 +73,14 @@ class Denial(Struct, frozen=True, kw_only=True, gc=False):
 class Reason(Struct, frozen=True, gc=False):
     """Why: the Pod whose policy denies ("namespace/name"), the other end, the direction, the policy class.
 
-    What is not known is "".
+    policies: those that isolate it, as "namespace/name". What is not known is "", or empty.
     """
 
     pod: str = ""
     peer: str = ""
     direction: str = ""
     pod_class: str = ""
+    policies: tuple[str, ...] = ()
 
 
 class Denied(Struct, frozen=True, gc=False):
@@ -185,6 +186,12 @@ class Subscription:
         self.missed += len(self._waiting) == self._waiting.maxlen
         self._waiting.append(denied)
         self._arrived.set()
+
+    def take(self) -> list[Denied]:
+        """What waits, oldest first, without waiting for more."""
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        return waiting
 
     async def __aiter__(self) -> AsyncIterator[Denied]:
         """Each as it comes, without end."""

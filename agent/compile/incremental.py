@@ -121,6 +121,10 @@ class PolicyCompiler:
             if any(each.id == class_id for each in classes)
         )
 
+    def policies_of(self, class_id: str) -> tuple[PolicyKey, ...]:
+        """The policies of the class that a log's prefix names."""
+        return next((each.policies for each in self._classes.values() if each.id == class_id), ())
+
     def selected(self) -> dict[PolicyKey, int]:
         """How many of the attached Pods each policy selects; those that select none are left out."""
         pods: dict[PolicyKey, set[PodKey]] = {}
