@@ -22,18 +22,19 @@ MOST_WORDS = 3  # peers or ports that are told; of more only the number
 def rule_in_words(rule: PolicyRule, direction: Direction) -> str:
     """Such as "from Pods app=web on TCP 8080"."""
     way = "from" if direction == "Ingress" else "to"
-    peers = _joined(map(_peer, rule.peers or ())) or "everybody"
-    ports = _joined(map(_port, rule.ports or ())) or "every port"
+    peers = _joined(map(peer_in_words, rule.peers or ())) or "everybody"
+    ports = _joined(map(port_in_words, rule.ports or ())) or "every port"
     return f"{way} {peers} on {ports}"
 
 
-def _peer(of: SelectorPeer | IPBlock | Problem) -> str:
+def peer_in_words(of: SelectorPeer | IPBlock | Problem) -> str:
+    """Such as "Pods app=web of its own namespace"."""
     if isinstance(of, Problem):
         return f"nobody ({of})"
     if isinstance(of, IPBlock):
         excepts = f" except {', '.join(map(str, of.excepts))}" if of.excepts else ""
         return f"{of.cidr}{excepts}"
-    pods = _selected(of.pod_selector)
+    pods = pods_in_words(of.pod_selector)
     if of.namespace_selector is None:
         return f"{pods} of its own namespace"
     names = dict(of.namespace_selector.match_labels)
@@ -43,12 +44,14 @@ def _peer(of: SelectorPeer | IPBlock | Problem) -> str:
     return f"{pods} of namespaces {spaces}" if spaces.requirements else f"{pods} of all namespaces"
 
 
-def _selected(of: LabelSelector | None) -> str:
+def pods_in_words(of: LabelSelector | None) -> str:
+    """Such as "Pods app=web"; None selects all."""
     selector = Selector(of) if of is not None else None
     return f"Pods {selector}" if selector and selector.requirements else "all Pods"
 
 
-def _port(of: PolicyPort | Problem) -> str:
+def port_in_words(of: PolicyPort | Problem) -> str:
+    """Such as "TCP 8080-8090"."""
     if isinstance(of, Problem):
         return f"no port ({of})"
     if of.port is None:
