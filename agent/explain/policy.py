@@ -98,7 +98,7 @@ def judge(world: World, direction: Direction, packet: Packet) -> Judgement:
     if not isolating:
         return Judgement(direction, pod)
     views = tuple(_views(world, direction, isolating, packet, (pod, other)))
-    return Judgement(direction, pod, isolating, views, _exempt(world, direction, pod, other, theirs))
+    return Judgement(direction, pod, isolating, views, exempt(world, direction, pod, other, theirs))
 
 
 def isolated_by(world: World, direction: Direction, pod: Pod) -> tuple[NetworkPolicy, ...]:
@@ -111,7 +111,7 @@ def isolated_by(world: World, direction: Direction, pod: Pod) -> tuple[NetworkPo
     )
 
 
-def _exempt(world: World, direction: Direction, pod: Pod, other: Pod | None, theirs: IPAddress) -> str:
+def exempt(world: World, direction: Direction, pod: Pod, other: Pod | None, theirs: IPAddress) -> str:
     """Why policies are not asked although they select the Pod; "" when they are."""
     if other is not None and other.key == pod.key:
         return "a Pod cannot be cut off from itself"
@@ -133,11 +133,14 @@ def _views(
     receiver = pod if direction == "Ingress" else other
     for policy in policies:
         for index, rule in enumerate(rules_of(policy, direction)):
-            peer = _peer_fits(world, policy.namespace, rule, theirs, other)
-            yield RuleView(policy, direction, index, rule, peer, _port_fits(rule, packet, receiver))
+            peer = any_peer_fits(world, policy.namespace, rule, theirs, other)
+            yield RuleView(policy, direction, index, rule, peer, any_port_fits(rule, packet, receiver))
 
 
-def _peer_fits(world: World, namespace: str, rule: PolicyRule, theirs: IPAddress, other: Pod | None) -> bool:
+def any_peer_fits(
+    world: World, namespace: str, rule: PolicyRule, theirs: IPAddress, other: Pod | None
+) -> bool:
+    """Whether an address, and the Pod that has it, is a peer of a rule of a policy in this namespace."""
     if not rule.peers:
         return True
     return any(peer_fits(world, namespace, of, theirs, other) for of in rule.peers)
@@ -163,7 +166,8 @@ def _in_scope(world: World, scope: str | Selector | None, pod: Pod) -> bool:
     return scope is None or scope == pod.namespace
 
 
-def _port_fits(rule: PolicyRule, packet: Packet, receiver: Pod | None) -> bool:
+def any_port_fits(rule: PolicyRule, packet: Packet, receiver: Pod | None) -> bool:
+    """Whether a packet goes to a port of a rule; names are the receiving Pod's."""
     if not rule.ports:
         return True
     return any(isinstance(of, PolicyPort) and port_fits(of, packet, receiver) for of in rule.ports)

@@ -153,7 +153,7 @@ class Wiring:
         return await asyncio.get_running_loop().run_in_executor(pool, whole)
 
     def _begin_thread(self) -> None:
-        _enter(self._home)  # the thread that happens to start this one may be elsewhere
+        enter(self._home)  # the thread that happens to start this one may be elsewhere
         self._local.host = Rtnetlink()
         self._sockets.append(self._local.host)
 
@@ -165,12 +165,12 @@ class Wiring:
     @contextmanager
     def _inside(self, netns: int) -> Iterator[Rtnetlink]:
         """The calling thread is in that namespace, with a socket to its rtnetlink."""
-        _enter(netns)
+        enter(netns)
         try:
             with Rtnetlink() as pod:
                 yield pod
         finally:
-            _enter(self._home)
+            enter(self._home)
 
     # Making
 
@@ -495,7 +495,8 @@ def _index(name: str) -> int | None:
         return None
 
 
-def _enter(netns: int) -> None:
+def enter(netns: int) -> None:
+    """Move the calling thread into a network namespace, given by descriptor. Raises OSError."""
     if _libc.setns(netns, _CLONE_NEWNET):
         code = ctypes.get_errno()
         raise OSError(code, f"cannot enter the network namespace: {os.strerror(code)}")
