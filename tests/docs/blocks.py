@@ -54,7 +54,7 @@ def pages() -> list[Path]:
 
 
 def blocks(page: Path) -> Iterator[Block]:
-    """The blocks of commands of a page, in order. Raises ValueError for one that does not say where it runs."""
+    """The blocks of commands of a page, in order. ValueError: one does not say where it runs."""
     lines = iter(enumerate(page.read_text().splitlines(), 1))
     for number, line in lines:
         if not (fence := _FENCE.match(line)):

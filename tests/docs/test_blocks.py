@@ -25,7 +25,7 @@ def test_commands_stand_in_blocks_that_say_where_they_run(page: Path) -> None:
 def test_a_block_that_does_not_say_where_it_runs_is_refused(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("```sh\nls\n```\n")
-    with pytest.raises(ValueError, match="page.md:1"):
+    with pytest.raises(ValueError, match=r"page\.md:1"):
         list(blocks(page))
 
 

@@ -1,4 +1,4 @@
-"""What README says to type in a checkout: every target is there, and the first command does what it promises."""
+"""What is typed in a checkout: every target is there, and the first command does what README promises."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TYPED = sorted(
 @pytest.mark.parametrize("typed", TYPED)
 def test_it_can_be_typed(typed: str) -> None:
     """Make knows the target and would run it; a program of the project answers --help."""
-    plain = typed.split(" #")[0].strip()
+    plain = typed.split(" #", maxsplit=1)[0].strip()
     if plain.startswith("make"):
         asked = ["make", "--dry-run", *plain.split()[1:2]]
     else:
