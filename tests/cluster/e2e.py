@@ -90,7 +90,7 @@ def runner() -> list[str]:
     parallel = int(os.environ.get("PARALLEL", "1"))
     if parallel == 1:
         return [suite]
-    return [str(programs(GINKGO_MODULE) / "ginkgo"), f"--procs={parallel}", "--timeout=6h", suite, "--"]
+    return [str(programs(GINKGO_MODULE) / "ginkgo"), f"--procs={parallel}", "--timeout=6h", "--no-color", suite, "--"]
 
 
 def stream(words: list[str]) -> tuple[int, int]:
@@ -99,7 +99,7 @@ def stream(words: list[str]) -> tuple[int, int]:
     say(f"{shlex.join(word for word in words if 'ginkgo.' in word)}: every word of it goes to {log}")
     ran = 0
     with (
-        log.open("w") as file,
+        log.open("w", buffering=1) as file,
         subprocess.Popen(
             [*ENDS_WITH_US, *words],
             env={**os.environ, **cluster.environment()},
