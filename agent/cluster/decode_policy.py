@@ -7,6 +7,7 @@
     an `except`                    its whole ipBlock is a Problem
     the policy's podSelector       the requirements that can be used select (more Pods, never fewer); no rules
     a policyType                   both directions are isolated
+    podwall.dev/mode               the policy is enforced
 
 A field that this version does not know would narrow the allow that it stands in (as endPort once did), so it
 makes that allow unusable too.
@@ -20,6 +21,8 @@ from typing import Any, TypeGuard, TypeVar, cast
 from .model import (
     BOTH_DIRECTIONS,
     EVERYTHING,
+    MODE_ANNOTATION,
+    POLICY_MODES,
     Direction,
     IPBlock,
     IPNetwork,
@@ -44,6 +47,10 @@ _OPERATORS = frozenset(("In", "NotIn", "Exists", "DoesNotExist"))
 
 def policy_of(base: NetworkPolicy, spec: object, found: Found) -> NetworkPolicy:
     """`base` (metadata only) with what its spec says; all problems of the object go to `found`."""
+    mode = base.annotations.get(MODE_ANNOTATION, base.mode)
+    if mode not in POLICY_MODES:
+        message = f"{shown(mode)} is neither {' nor '.join(POLICY_MODES)}: the policy is enforced"
+        found.append(Problem(f"metadata.annotations[{MODE_ANNOTATION}]", message))
     if spec is None:
         spec = {}
     if not _is_object(spec, "spec", found):

@@ -30,6 +30,7 @@ Family: TypeAlias = Literal[4, 6]
 Labels: TypeAlias = Mapping[str, str]
 Protocol: TypeAlias = Literal["TCP", "UDP", "SCTP"]
 Direction: TypeAlias = Literal["Ingress", "Egress"]
+PolicyMode: TypeAlias = Literal["enforce", "audit"]
 Operator: TypeAlias = Literal["In", "NotIn", "Exists", "DoesNotExist"]
 Phase: TypeAlias = Literal["Pending", "Running", "Succeeded", "Failed", "Unknown"]
 TrafficPolicy: TypeAlias = Literal["Cluster", "Local"]
@@ -37,6 +38,8 @@ ServiceType: TypeAlias = Literal["ClusterIP", "NodePort", "LoadBalancer", "Exter
 
 PROTOCOLS: tuple[Protocol, ...] = ("TCP", "UDP", "SCTP")
 BOTH_DIRECTIONS: frozenset[Direction] = frozenset(("Ingress", "Egress"))
+MODE_ANNOTATION = "podwall.dev/mode"
+POLICY_MODES: tuple[PolicyMode, ...] = ("enforce", "audit")
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 NAMESPACE_NAME_LABEL = "kubernetes.io/metadata.name"
 CLIENT_IP_TIMEOUT = 10800
@@ -227,6 +230,11 @@ class NetworkPolicy(Struct, frozen=True, gc=False):
     @property
     def key(self) -> tuple[str, str]:
         return self.namespace, self.name
+
+    @property
+    def mode(self) -> PolicyMode:
+        """Whether it is enforced, or only said what it would deny; what nobody knows is enforced."""
+        return "audit" if self.annotations.get(MODE_ANNOTATION) == "audit" else "enforce"
 
 
 class ServicePort(Struct, frozen=True, gc=False):

@@ -5,6 +5,7 @@
 
     owner                             owns
     ("policy",)                       the hooks, maps and sets that are always there
+    ("audit",)                        those that are there while some policy of these Pods is in audit mode
     ("class", chain)                  the chain of a class of this node's Pods
     ("isolated", container, ifname)   what leads an attached Pod's addresses to its classes
     ("peer", id)                      the sets of a selector that some class looks up
@@ -27,15 +28,20 @@ from typing import TypeAlias, cast
 
 from agent.cluster.model import Direction, Namespace, NetworkPolicy, Pod
 from agent.cluster.store import Changed
-from agent.compile import verdicts
+from agent.compile import audit, verdicts
 from agent.compile.members import LocalPod, Members, PodKey, is_of, remove
 from agent.compile.peers import PortName, named_ports
 from agent.compile.policy import PolicyClass, PolicyKey, chain, named_ports_of, peers
 from agent.compile.selectors import Selector, SelectorIndex
 from agent.nft.model import Item, Owner
 
-_Selecting: TypeAlias = dict[Direction, tuple[tuple[PolicyKey, ...], tuple[tuple[PortName, int], ...]]]
-"""Per direction in which a Pod is isolated: the policies, and the numbers of the named ports they use."""
+_Selecting: TypeAlias = dict[
+    tuple[Direction, bool], tuple[tuple[PolicyKey, ...], tuple[tuple[PortName, int], ...]]
+]
+"""Per direction in which a Pod is isolated: the policies, and the numbers of the named ports they use.
+
+Under (direction, True) what would be if its policies in audit mode were in force too, where there are some.
+"""
 
 
 class PolicyCompiler:
@@ -50,6 +56,7 @@ class PolicyCompiler:
         self._attached_in: dict[str, set[Owner]] = {}
         self._classes_of: dict[Owner, tuple[PolicyClass, ...]] = {}
         self._classes: dict[str, PolicyClass] = {}
+        self._audits: set[str] = set()  # the chains of audit classes
         self._users: dict[str, set[Owner]] = {}
         self._classes_with: dict[PolicyKey, set[str]] = {}
 
@@ -58,7 +65,8 @@ class PolicyCompiler:
         """Every owner that owns something; a full compile is `items` of each of them."""
         classes = (each.owner for each in self._classes.values())
         isolated = (owner for owner, classes in self._classes_of.items() if classes)
-        return frozenset((verdicts.STATIC, *classes, *isolated, *self._peers.owners))
+        hooks = (audit.AUDIT,) if self._audits else ()
+        return frozenset((verdicts.STATIC, *hooks, *classes, *isolated, *self._peers.owners))
 
     def apply(self, changes: Iterable[Changed]) -> frozenset[Owner]:
         """Take changed objects; return the owners that have to be compiled again."""
@@ -101,6 +109,8 @@ class PolicyCompiler:
         match owner:
             case verdicts.STATIC:
                 return verdicts.static()
+            case audit.AUDIT if self._audits:
+                return audit.hooks()
             case ("class", name) if name in self._classes:
                 return (chain(self._classes[name], self._policies.objects),)
             case ("isolated", _, _) if owner in self._local:
@@ -157,21 +167,24 @@ class PolicyCompiler:
 
     def _isolated(self, pod: LocalPod, classes: tuple[PolicyClass, ...]) -> Iterator[Item]:
         for address in pod.addresses:
-            chains = {of.direction: of.chain for of in classes if of.family == address.version}
+            own = [of for of in classes if of.family == address.version]
+            chains = {of.direction: of.chain for of in own if not of.audit}
             yield from verdicts.isolated(address, chains, pod.namespace, pod.name)
+            chains = {of.direction: of.chain for of in own if of.audit}
+            yield from audit.audited(address, chains, pod.namespace, pod.name)
 
     def _classes_for(self, pod: LocalPod) -> tuple[PolicyClass, ...]:
-        """One class a family and direction in which policies select it."""
+        """One class a family and direction in which policies select it, and one where some are audited."""
         known = self._peers.pod(pod.key)
         if known is None or not is_of(pod, known):
             directions = self._policies.directions_in(pod.namespace)
-            per_direction: _Selecting = dict.fromkeys(directions, ((), ()))
+            per_direction: _Selecting = {(direction, False): ((), ()) for direction in directions}
         else:
             per_direction = self._policies.selecting(known)
         families = sorted({address.version for address in pod.addresses})
         return tuple(
-            PolicyClass(direction, family, keys, ports)
-            for direction, (keys, ports) in sorted(per_direction.items())
+            PolicyClass(direction, family, keys, ports, audited)
+            for (direction, audited), (keys, ports) in sorted(per_direction.items())
             for family in families
         )
 
@@ -180,6 +193,7 @@ class PolicyCompiler:
     def _settle(self, judged: Iterable[Owner], edited: set[str]) -> frozenset[Owner]:
         dirty: set[Owner] = set()
         touched = set(edited)
+        audited = bool(self._audits)
         for owner in judged:
             pod = self._local.get(owner)
             after = self._classes_for(pod) if pod else ()
@@ -187,6 +201,8 @@ class PolicyCompiler:
             if after != before:
                 touched |= self._reclass(owner, before, after)
                 dirty.add(owner)
+        if bool(self._audits) != audited:
+            dirty.add(audit.AUDIT)
         for name in touched:
             dirty.add(("class", name))
             used = self._classes.get(name)
@@ -201,6 +217,8 @@ class PolicyCompiler:
         for of in after:
             if of.chain not in self._users:
                 self._classes[of.chain] = of
+                if of.audit:
+                    self._audits.add(of.chain)
                 touched.add(of.chain)
                 for key in of.policies:
                     self._classes_with.setdefault(key, set()).add(of.chain)
@@ -208,6 +226,7 @@ class PolicyCompiler:
         for of in before:
             if of not in after and remove(self._users, of.chain, owner):
                 del self._classes[of.chain]
+                self._audits.discard(of.chain)
                 touched.add(of.chain)
                 for key in of.policies:
                     remove(self._classes_with, key, of.chain)
@@ -246,8 +265,9 @@ class _Policies:
 
     def directions_in(self, namespace: str) -> frozenset[Direction]:
         """The directions in which some policy of a namespace isolates."""
+        policies = map(self.objects.__getitem__, self._in.get(namespace, ()))
         return frozenset(
-            direction for key in self._in.get(namespace, ()) for direction in self.objects[key].policy_types
+            direction for of in policies if of.mode == "enforce" for direction in of.policy_types
         )
 
     def selecting(self, pod: Pod) -> _Selecting:
@@ -256,11 +276,19 @@ class _Policies:
         found: _Selecting = {}
         for direction in ("Egress", "Ingress"):
             of = tuple(key for key in keys if direction in self.objects[key].policy_types)
-            if of:
-                found[direction] = of, self._numbers(pod, of) if direction == "Ingress" else ()
+            in_force = tuple(key for key in of if self.objects[key].mode == "enforce")
+            if in_force:
+                found[direction, False] = in_force, self._numbers_for(direction, pod, in_force)
+            if in_force != of:
+                found[direction, True] = of, self._numbers_for(direction, pod, of)
         return found
 
-    def _numbers(self, pod: Pod, keys: tuple[PolicyKey, ...]) -> tuple[tuple[PortName, int], ...]:
+    def _numbers_for(
+        self, direction: Direction, pod: Pod, keys: tuple[PolicyKey, ...]
+    ) -> tuple[tuple[PortName, int], ...]:
+        """What the named ports of ingress rules are on the Pod; on egress they are the peers'."""
+        if direction == "Egress":
+            return ()
         names = frozenset[PortName]().union(*(self._names[key] for key in keys))
         if not names:
             return ()

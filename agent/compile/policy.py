@@ -20,6 +20,9 @@ What cannot be understood (a `Problem`) matches nothing: the rule keeps its othe
 isolation. A Pod that is attached but of which the cluster says nothing (yet, or any more) may be selected
 by any policy of its namespace, so it is isolated wherever one of them isolates, and allowed nothing: its
 class has no policies.
+
+An audit class holds all policies of its Pods, those in force too: its chain says of a packet what would be
+if all were in force, and drops nothing (`agent.compile.audit`).
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ from agent.cluster.model import (
     Protocol,
     SelectorPeer,
 )
+from agent.compile import audit
 from agent.compile.names import TABLE, comment
 from agent.compile.peers import PROTO, Peer, PortName, anybody, identity, peer_of
 from agent.compile.verdicts import IP, deny, to_itself
@@ -73,13 +77,14 @@ class PolicyClass:
     """What this node's Pods with the same policies have in common, for one direction and family.
 
     `ports` is what the policies' named ports are on these Pods (ingress; on egress they are the peers').
-    Without policies: of Pods about which the cluster says nothing.
+    Without policies: of Pods about which the cluster says nothing. `audit`: as if all were in force.
     """
 
     direction: Direction
     family: Family
     policies: tuple[PolicyKey, ...]
     ports: tuple[tuple[PortName, int], ...] = ()
+    audit: bool = False
     id: str = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -90,7 +95,7 @@ class PolicyClass:
     @property
     def chain(self) -> str:
         """The name of its chain."""
-        return f"{self.direction.lower()}{self.family}_{self.id}"
+        return f"{'audit_' if self.audit else ''}{self.direction.lower()}{self.family}_{self.id}"
 
     @property
     def owner(self) -> Owner:
@@ -121,7 +126,7 @@ def chain(of: PolicyClass, policies: Mapping[PolicyKey, NetworkPolicy]) -> Chain
         for allow in allows(of, policies)
         for condition in allow.conditions
     )
-    end = deny(of.direction.lower(), of.id)
+    end = (audit.would_deny if of.audit else deny)(of.direction.lower(), of.id)
     return Chain(TABLE, of.chain, (*allowed, to_itself(of.family), *end))
 
 

@@ -133,6 +133,10 @@ class ServiceCompiler:
         """What of a Service is not served as it is written, in sentences that name the field."""
         return MappingProxyType(self._problems)
 
+    def lists(self, key: ServiceKey) -> tuple[Backends, ...]:
+        """The lists of a Service's endpoints as this node has them; () for one that is not served."""
+        return self._backends.get(key, ())
+
     def health_checks(self) -> Mapping[ServiceKey, tuple[int, int]]:
         """The healthCheckNodePort of each Service that has one, and its number of ready endpoints here."""
         return MappingProxyType(self._health)

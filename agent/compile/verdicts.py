@@ -105,8 +105,14 @@ _ICMP_ERRORS = frozenset(
     }
 )
 _ICMP6_ERRORS = Range(1, 127)  # RFC 4443: the high bit tells information from errors
-_ESTABLISHED = Match(Ct("state"), "in", CtState.ESTABLISHED)
-_RELATED = Match(Ct("state"), "in", CtState.RELATED)
+ESTABLISHED = Match(Ct("state"), "in", CtState.ESTABLISHED)
+RELATED = Match(Ct("state"), "in", CtState.RELATED)
+ICMP = Match(Meta("l4proto"), "==", frozenset({Proto.ICMP, Proto.ICMPV6}))
+NOT_FIRST = (
+    Match(Bits(Payload("tcp", "flags"), "&", _FIRST), "!=", TcpFlag.SYN),
+    Match(Payload("sctp", "vtag"), "!=", _INIT_TAG),
+)
+"""What a TCP or SCTP packet is that begins in the middle."""
 
 
 def static() -> tuple[Item, ...]:
@@ -150,13 +156,13 @@ def _chains() -> Iterator[Chain]:
         _hook("forward"),
     )
     yield Chain(
-        TABLE, "policy_input", (Rule((*_from_pod_link(), Verdict("jump", "pod_to_node"))),), _hook("input")
+        TABLE, "policy_input", (Rule((*from_pod_link(), Verdict("jump", "pod_to_node"))),), _hook("input")
     )
     yield Chain(TABLE, "pod_to_node", (*_before_policy(), *_policy("Egress")))
     yield Chain(
         TABLE,
         "icmp_errors",
-        (Rule((*_from_pod_link(), Verdict("goto", "icmp_from_pod"))), Rule((_RELATED, ACCEPT))),
+        (Rule((*from_pod_link(), Verdict("goto", "icmp_from_pod"))), Rule((RELATED, ACCEPT))),
     )
     yield Chain(TABLE, "icmp_from_pod", tuple(_icmp_from_pod()))
     yield Chain(TABLE, "midstream", tuple(_midstream()))
@@ -167,19 +173,16 @@ def _hook(hook: Literal["forward", "input"]) -> Hook:
     return Hook("filter", hook, FILTER)
 
 
-def _from_pod_link() -> tuple[Statement, ...]:
+def from_pod_link() -> tuple[Statement, ...]:
+    """What a packet is that comes by a Pod's link."""
     key = Meta("iifname")
     return Match(key, "==", Wildcard(LINK_PREFIX)), Match(key, "!=", Wildcard(DEVICE_PREFIX))
 
 
 def _before_policy() -> Iterator[Rule]:
-    yield Rule((_ESTABLISHED, ACCEPT))
-    icmp = Match(Meta("l4proto"), "==", frozenset({Proto.ICMP, Proto.ICMPV6}))
-    yield Rule((icmp, Verdict("jump", "icmp_errors")))
-    for not_first in (
-        Match(Bits(Payload("tcp", "flags"), "&", _FIRST), "!=", TcpFlag.SYN),
-        Match(Payload("sctp", "vtag"), "!=", _INIT_TAG),
-    ):
+    yield Rule((ESTABLISHED, ACCEPT))
+    yield Rule((ICMP, Verdict("jump", "icmp_errors")))
+    for not_first in NOT_FIRST:
         yield Rule((not_first, Verdict("jump", "midstream")))
 
 
@@ -196,7 +199,7 @@ def _icmp_from_pod() -> Iterator[Rule]:
         for end in ("original", "reply"):
             address: Expression = Ct(f"{IP[family]} saddr", end)
             own = Match(Concat((Meta("iifname"), address)), "==", Named(POD_LINKS[family].name))
-            yield Rule((is_error, _RELATED, own, ACCEPT))
+            yield Rule((is_error, RELATED, own, ACCEPT))
         yield Rule((is_error, Counter(), DROP), "error about a connection that is not its own")
 
 
