@@ -2,7 +2,8 @@
 
     policies    each policy that selects Pods of this node: generation in force, since when, how many Pods
     denials     the last denied packets, newest first, with the Pods' names and the reason
-    flows       what connection tracking knows of this node's Pods: both ends, by name where they have one
+    flows       what connection tracking knows of the cluster's Pods: both ends, by name where they have one
+    follow      denials and flows from now on: see `agent.following`
 
 An answer has no more than fits into a message on the socket, names may be long, and says how many there are.
 """
@@ -17,6 +18,7 @@ from agent.cluster.model import IPAddress
 from agent.conntrack import ConntrackError, Endpoint, Flow, list_flows
 from agent.datapath import Datapath
 from agent.denials import Denied
+from agent.following import Following
 from agent.headers import PROTOCOL_NAMES
 from cni import spec, wire
 from cni.spec import CniError
@@ -43,13 +45,20 @@ def answers(datapath: Datapath) -> Mapping[str, Answer]:
     async def flows(body: Body) -> object:
         own = datapath.addresses()
         try:
-            found = await list_flows(own.keys())
+            found = await list_flows(own.keys() | datapath.pod_addresses())
         except ConntrackError as error:
             raise CniError(spec.TRY_AGAIN_LATER, str(error)) from error
         some = [flow_json(flow, lambda of: own.get(of) or datapath.named(of)) for flow in found[:MOST_FLOWS]]
         return {**listed("flows", some), "total": len(found)}
 
-    return {"policies": policies, "denials": denials, "flows": flows}
+    following = Following(datapath, flow_json, denied_json)
+    return {
+        "policies": policies,
+        "denials": denials,
+        "flows": flows,
+        "follow": following.follow,
+        "unfollow": following.unfollow,
+    }
 
 
 def listed(what: str, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -87,13 +96,18 @@ def denied_json(denied: Denied) -> dict[str, Any]:
 
 
 def flow_json(flow: Flow, named: Callable[[IPAddress], str]) -> dict[str, Any]:
-    """One flow by its real ends; `asked` is what the first packet was sent to, where that is another."""
-    asked = flow.original.destination
+    """One flow by its real ends; `asked` is what the first packet was sent to, where that is another.
+
+    seen_source: whom the destination sees, where the source was masqueraded.
+    """
+    asked, seen = flow.original.destination, flow.reply.destination
     return {
         "protocol": PROTOCOL_NAMES.get(flow.protocol, str(flow.protocol)),
         "source": _end(flow.source, named),
         "destination": _end(flow.destination, named),
         "asked": _end(asked, named) if asked != flow.destination else None,
+        "seen_source": _end(seen, named) if seen != flow.source else None,
+        "icmp": list(flow.icmp) if flow.icmp else None,
         "status": int(flow.status),
     }
 

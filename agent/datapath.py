@@ -265,9 +265,15 @@ class Datapath:
             for address in each.addresses
         }
 
+    def pod_addresses(self) -> frozenset[IPAddress]:
+        """Those of the cluster's Pods that have some of their own."""
+        pods = self.store.snapshot.pods.values()
+        return frozenset(address for pod in pods if not pod.host_network for address in pod.ips)
+
     def named(self, address: IPAddress) -> str:
-        """The Pods of the cluster whose status has an address, as namespace/name; "" for none."""
-        return _named(self.store.snapshot.pods_at(address))
+        """The Pods of the cluster whose own address this is, as namespace/name; "" for none."""
+        pods = self.store.snapshot.pods_at(address).items()
+        return _named(key for key, pod in pods if not pod.host_network and not pod.finished)
 
     # What was denied
 

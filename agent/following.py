@@ -1,0 +1,168 @@
+"""Who follows what happens to this node's connections: denials and flows, handed over piece by piece.
+
+    follow {}                --> a session, and from now on everything is kept for it
+    follow {"session": ...}  --> what came since, and how much of it was lost on the way
+    10 s without a question  --> the session ends, and nothing is kept any more
+
+A session holds at most 1,000 denials and 4,000 flows. What it had to drop is counted; what the rules denied
+but did not log, for their limit, is counted as well, by their counters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from agent.cluster.model import IPAddress
+from agent.compile.names import TABLE
+from agent.conntrack import Flow
+from agent.datapath import Datapath
+from agent.denials import TOGETHER_S
+from agent.flow_events import FlowEvents, Told
+from agent.nft.handles import KernelRule, rules
+from cni import spec, wire
+from cni.spec import CniError
+
+EXPIRES_S = 10.0
+MOST_SESSIONS = 8
+ROOM = wire.LIMIT - 4096
+LATE_S = 0.25  # a denial is told at the end of its second, and a little later where all is busy
+DENIED_COMMENT = "denied"
+
+Named = Callable[[IPAddress], str]
+FlowJson = Callable[[Flow, Named], dict[str, Any]]
+DeniedJson = Callable[[Any], dict[str, Any]]
+
+
+class Unlogged:
+    """How many packets the rules denied and did not log: their counters' growth, less what was logged."""
+
+    def __init__(self) -> None:
+        self._counted: dict[tuple[str, int], int] = {}
+        self._denied = 0
+        self._begun = False
+
+    def look(self, listed: tuple[KernelRule, ...], logged: int) -> int:
+        """How many there are since the first look. A rule that was made anew begins to count at 0."""
+        now = {
+            (each.chain, each.handle): each.packets or 0 for each in listed if each.comment == DENIED_COMMENT
+        }
+        if not self._begun:
+            self._begun, self._denied = True, logged
+        else:
+            self._denied += sum(max(0, packets - self._counted.get(key, 0)) for key, packets in now.items())
+        self._counted = now
+        return max(0, self._denied - logged)
+
+
+class Session:
+    """One follower."""
+
+    def __init__(self, datapath: Datapath, flow_json: FlowJson, denied_json: DeniedJson, flows: bool) -> None:
+        """Raises OSError."""
+        self.id = secrets.token_hex(8)
+        self.timer: asyncio.TimerHandle | None = None
+        self._datapath = datapath
+        self._flow_json, self._denied_json = flow_json, denied_json
+        self._lost_before = datapath.denials.lost
+        self._unlogged = Unlogged()
+        self._events = FlowEvents(self._tell) if flows else None
+        self._denials = datapath.denials.subscribe()
+        self._denials.__enter__()
+        self._held: list[Told] = []
+
+    def close(self) -> None:
+        """Keep nothing for it any more."""
+        self._denials.__exit__()
+        if self._events:
+            self._events.close()
+        if self.timer:
+            self.timer.cancel()
+
+    async def news(self) -> dict[str, Any]:
+        """What came since the last time, as much as fits into an answer; `more`: there is more."""
+        now = time.time()
+        logged = self._datapath.denials.packets + self._datapath.denials.lost
+        unlogged = self._unlogged.look(await asyncio.to_thread(rules, TABLE), logged)
+        room = ROOM
+
+        def fits(told: Told) -> bool:
+            nonlocal room
+            room -= len(json.dumps(told)) + 2
+            return room >= 0
+
+        self._held += map(self._denied_json, self._denials.take())
+        denials = []
+        while self._held and fits(self._held[0]):
+            denials.append(self._held.pop(0))
+        flows = self._events.take(fits) if self._events else []
+        more = bool(self._held) or bool(self._events and self._events.waiting)
+        lost = self._datapath.denials.lost - self._lost_before
+        return {
+            "session": self.id,
+            "denials": denials,
+            "flows": flows,
+            "more": more,
+            "until": now - TOGETHER_S - LATE_S,
+            "lost": {
+                "denials": lost + self._denials.missed,
+                "not_logged": unlogged,
+                "flows": self._events.missed if self._events else 0,
+                "flow_overruns": self._events.overruns if self._events else 0,
+            },
+        }
+
+    def _tell(self, event: str, flow: Flow, when: float) -> Told | None:
+        named = self._named
+        if not named(flow.source.address) and not named(flow.destination.address):
+            return None
+        return {"event": event, "time": when, **self._flow_json(flow, named)}
+
+    def _named(self, address: IPAddress) -> str:
+        return self._datapath.named(address) or self._datapath.addresses().get(address, "")
+
+
+class Following:
+    """All followers of this node."""
+
+    def __init__(self, datapath: Datapath, flow_json: FlowJson, denied_json: DeniedJson) -> None:
+        self._datapath, self._flow_json, self._denied_json = datapath, flow_json, denied_json
+        self._sessions: dict[str, Session] = {}
+
+    async def follow(self, body: Mapping[str, Any]) -> object:
+        """Answer the call. Raises CniError."""
+        session = self._sessions.get(str(body.get("session", ""))) or self._begin(bool(body.get("flows")))
+        if session.timer:
+            session.timer.cancel()
+        loop = asyncio.get_running_loop()
+        session.timer = loop.call_later(EXPIRES_S, self._end, session)
+        try:
+            return await session.news()
+        except OSError as error:
+            raise CniError(spec.TRY_AGAIN_LATER, f"the rules cannot be listed: {error}") from error
+
+    async def unfollow(self, body: Mapping[str, Any]) -> object:
+        """End a session at once."""
+        if session := self._sessions.get(str(body.get("session", ""))):
+            self._end(session)
+        return None
+
+    def _begin(self, flows: bool) -> Session:
+        if len(self._sessions) >= MOST_SESSIONS:
+            raise CniError(
+                spec.TRY_AGAIN_LATER, f"{MOST_SESSIONS} follow this node already; end one of them first"
+            )
+        try:
+            session = Session(self._datapath, self._flow_json, self._denied_json, flows)
+        except OSError as error:
+            raise CniError(spec.TRY_AGAIN_LATER, f"flows cannot be followed: {error}") from error
+        self._sessions[session.id] = session
+        return session
+
+    def _end(self, session: Session) -> None:
+        self._sessions.pop(session.id, None)
+        session.close()
