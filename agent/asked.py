@@ -72,7 +72,10 @@ def listed(what: str, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def denied_json(denied: Denied) -> dict[str, Any]:
-    """One event; `time` is the first packet's in seconds since the epoch, "" what is not known."""
+    """One event; `time` is the first packet's in seconds since the epoch, "" what is not known.
+
+    audit: the packet passed, and would be denied if policies in audit mode were in force.
+    """
     first, reason = denied.first, denied.reason
     return {
         "time": first.time,
@@ -90,6 +93,7 @@ def denied_json(denied: Denied) -> dict[str, Any]:
         "icmp_type": first.icmp_type,
         "fragment": first.fragment,
         "policies": list(reason.policies),
+        "audit": reason.audit,
         "in": first.in_link,
         "out": first.out_link,
     }

@@ -22,7 +22,7 @@ from contextlib import suppress
 from agent import flows, metrics
 from agent.cluster.model import Event, IPAddress, Kind, Node, Pod, Synced, Upsert
 from agent.cluster.store import Changed, Store
-from agent.compile import links, tunnel, verdicts
+from agent.compile import audit, links, tunnel, verdicts
 from agent.compile.incremental import PolicyCompiler
 from agent.compile.members import LocalPod, PodKey, is_of
 from agent.compile.names import ARP_TABLE, TABLE
@@ -279,8 +279,9 @@ class Datapath:
 
     def _describe(self, denial: Denial) -> Reason:
         """Name the Pods of a denied packet; its log prefix says which rules denied it."""
-        words = denial.prefix.split()
-        direction, pod_class = (words[1] if len(words) > 1 else "", words[2] if len(words) > 2 else "")
+        words = denial.prefix.split()[1:]
+        audited = words[:1] == [audit.WORD]
+        direction, pod_class = ([*words[audited:], "", ""])[:2]
         ends = (denial.source, denial.destination)
         mine, theirs = ends if direction == "egress" else reversed(ends)
         pods = self.store.snapshot.pods_at
@@ -291,6 +292,7 @@ class Datapath:
             direction=direction,
             pod_class=pod_class,
             policies=tuple("/".join(key) for key in self.policies.policies_of(pod_class)),
+            audit=audited,
         )
 
     # Flows

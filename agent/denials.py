@@ -1,5 +1,7 @@
 """Denied packets, as the rules log them: who wanted what from whom, how often, and why not.
 
+Packets that passed, but would be denied if the policies in audit mode were in force, come the same way.
+
     NFLOG --read--> Denial --same within a second--> Denied (counted, with the Pods' names)
                                                        +--> the last 1,000       (recent)
                                                        +--> whoever follows      (subscribe)
@@ -46,6 +48,11 @@ DENIALS = Counter(
     "Denied packets that were logged, by the Pod whose policy denies; nftables' own counters have all",
     ["direction", "namespace", "pod"],
 )
+AUDITED = Counter(
+    "podwall_audit_denials_total",
+    "Packets that were logged because a policy in audit mode would deny them; they passed",
+    ["direction", "namespace", "pod"],
+)
 LOST = Counter("podwall_denials_lost_total", "Logged packets that were too many to look at")
 UNREADABLE = Counter("podwall_denials_unreadable_total", "Logged packets without readable addresses")
 
@@ -73,7 +80,8 @@ class Denial(Struct, frozen=True, kw_only=True, gc=False):
 class Reason(Struct, frozen=True, gc=False):
     """Why: the Pod whose policy denies ("namespace/name"), the other end, the direction, the policy class.
 
-    policies: those that isolate it, as "namespace/name". What is not known is "", or empty.
+    policies: those that isolate it, as "namespace/name". audit: it was let pass, and would be denied if its
+    policies in audit mode were in force. What is not known is "", or empty.
     """
 
     pod: str = ""
@@ -81,6 +89,7 @@ class Reason(Struct, frozen=True, gc=False):
     direction: str = ""
     pod_class: str = ""
     policies: tuple[str, ...] = ()
+    audit: bool = False
 
 
 class Denied(Struct, frozen=True, gc=False):
@@ -226,7 +235,7 @@ class Denials:
         self._followers: set[Subscription] = set()
         self._repeats = Repeats(describe)
         self._lines = _Lines()
-        self._counted: set[tuple[str, str, str]] = set()
+        self._counted: set[tuple[Counter, tuple[str, str, str]]] = set()
         self._names: dict[int, str] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._failed: asyncio.Future[None] | None = None
@@ -241,9 +250,9 @@ class Denials:
 
     def forget(self, namespace: str, pod: str) -> None:
         """Give up the metrics of a Pod that is gone."""
-        for labels in [labels for labels in self._counted if labels[1:] == (namespace, pod)]:
-            self._counted.discard(labels)
-            DENIALS.remove(*labels)
+        for counter, labels in [each for each in self._counted if each[1][1:] == (namespace, pod)]:
+            self._counted.discard((counter, labels))
+            counter.remove(*labels)
 
     async def run(self) -> None:
         """Read until cancelled. Without the group the rules drop and count all the same, so it is retried."""
@@ -325,12 +334,13 @@ class Denials:
 
     def _count(self, denied: Denied) -> None:
         namespace, _, pod = denied.reason.pod.rpartition("/")
+        counter = AUDITED if denied.reason.audit else DENIALS
         labels = denied.reason.direction, namespace, pod
-        if labels not in self._counted and len(self._counted) >= MOST_PODS:
+        if (counter, labels) not in self._counted and len(self._counted) >= MOST_PODS:
             labels = denied.reason.direction, "", "others"
         else:
-            self._counted.add(labels)
-        DENIALS.labels(*labels).inc(denied.count)
+            self._counted.add((counter, labels))
+        counter.labels(*labels).inc(denied.count)
 
     def _link_name(self, index: int) -> str:
         if index not in self._names:
@@ -363,7 +373,8 @@ def line(denied: Denied) -> str:
     """One event as key=value; addresses with ports where there are any."""
     first, reason = denied.first, denied.reason
     protocol = headers.PROTOCOL_NAMES.get(first.protocol, str(first.protocol))
-    words = [f"event=denied direction={reason.direction} pod={reason.pod} peer={reason.peer}"]
+    event = "would-be-denied" if reason.audit else "denied"
+    words = [f"event={event} direction={reason.direction} pod={reason.pod} peer={reason.peer}"]
     words += [f"protocol={protocol} source={first.source} destination={first.destination}"]
     if first.dport:
         words.append(f"dport={first.dport}")

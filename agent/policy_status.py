@@ -6,8 +6,8 @@
 
 A policy is in force when everything that follows from it on this node is in the kernel, so one that selects
 none of the node's Pods is as soon as the commit after it is done. `since` is when the agent had done the
-first commit with this generation; after a start of the agent that is its own first commit, although the
-rules may have been in the kernel before.
+first commit with this generation and mode (an annotation, which no generation counts); after a start of the
+agent that is its own first commit, although the rules may have been in the kernel before.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from msgspec import Struct
 from prometheus_client import REGISTRY, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from agent.cluster.model import NetworkPolicy
+from agent.cluster.model import NetworkPolicy, PolicyMode
 from agent.cluster.store import Changed
 
 PolicyKey = tuple[str, str]
@@ -37,6 +37,7 @@ ENFORCED_SECONDS = Histogram(
 class PolicyState(Struct, frozen=True):
     """A policy on this node: its newest generation, the one in force (None: none yet), and since when.
 
+    mode: "audit" is judged and told, not enforced; `mode_in_force` is the kernel's, None: none yet.
     Generations are 0 where the cluster does not count them (manifests). `since` is in seconds since the
     epoch; `pods` counts the node's Pods that it selects.
     """
@@ -47,6 +48,13 @@ class PolicyState(Struct, frozen=True):
     in_force: int | None
     since: float | None
     pods: int
+    mode: PolicyMode = "enforce"
+    mode_in_force: PolicyMode | None = None
+
+    @property
+    def waiting(self) -> bool:
+        """Whether its newest version is not in force yet."""
+        return (self.in_force, self.mode_in_force) != (self.generation, self.mode)
 
     def to_json(self) -> dict[str, object]:
         """For the socket."""
@@ -58,12 +66,14 @@ class _Seen(Struct, frozen=True, gc=False):
 
     uid: str
     generation: int | None
+    mode: PolicyMode
     when: float
 
 
 class _InForce(Struct, frozen=True, gc=False):
     uid: str
     generation: int
+    mode: PolicyMode
     since: float
 
 
@@ -82,7 +92,11 @@ class PolicyStatus:
         for each in changed:
             if each.kind == "NetworkPolicy":
                 after = cast("NetworkPolicy | None", each.after)
-                seen = _Seen(after.uid, after.generation, now) if after else _Seen("", None, now)
+                seen = (
+                    _Seen(after.uid, after.generation, after.mode, now)
+                    if after
+                    else _Seen("", None, "enforce", now)
+                )
                 self._waiting[cast("PolicyKey", each.key)] = seen
 
     def begin(self) -> None:
@@ -99,7 +113,7 @@ class PolicyStatus:
             if seen.generation is None:
                 self._in_force.pop(key, None)
             elif not before or not seen.generation or _is_new(seen, before):
-                self._in_force[key] = _InForce(seen.uid, seen.generation, now)
+                self._in_force[key] = _InForce(seen.uid, seen.generation, seen.mode, now)
         self._under_way = {}
 
     def of(self, selected: Mapping[PolicyKey, int]) -> tuple[PolicyState, ...]:
@@ -110,14 +124,16 @@ class PolicyStatus:
         for key, pods in sorted(selected.items()):
             seen = self._waiting.get(key) or self._under_way.get(key)
             known = self._in_force.get(key)
-            newest = seen.generation if seen else known.generation if known else None
-            if newest is not None:
+            newest = seen or known
+            if newest is not None and newest.generation is not None:
                 in_force, since = (known.generation, known.since) if known else (None, None)
-                yield PolicyState(key[0], key[1], newest, in_force, since, pods)
+                yield PolicyState(
+                    *key, newest.generation, in_force, since, pods, newest.mode, known.mode if known else None
+                )
 
 
 def _is_new(seen: _Seen, before: _InForce) -> bool:
-    return (seen.uid, seen.generation) != (before.uid, before.generation)
+    return (seen.uid, seen.generation, seen.mode) != (before.uid, before.generation, before.mode)
 
 
 class PolicyMetrics:
@@ -135,7 +151,11 @@ class PolicyMetrics:
         late = GaugeMetricFamily(
             "podwall_policies_waiting", "Of these, whose newest generation is not in force yet"
         )
-        late.add_metric([], sum(state.in_force != state.generation for state in states))
+        late.add_metric([], sum(state.waiting for state in states))
+        audited = GaugeMetricFamily(
+            "podwall_policies_audited", "Of these, that are in audit mode: not enforced"
+        )
+        audited.add_metric([], sum(state.mode_in_force == "audit" for state in states))
         generation = GaugeMetricFamily(
             "podwall_policy_generation", "Generation of a policy in force on this node", labels=labels
         )
@@ -148,7 +168,7 @@ class PolicyMetrics:
             if state.in_force is not None and state.since is not None:
                 generation.add_metric([state.namespace, state.name], state.in_force)
                 since.add_metric([state.namespace, state.name], state.since)
-        yield from (count, late, generation, since)
+        yield from (count, late, audited, generation, since)
 
 
 METRICS = PolicyMetrics()

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from agent.cluster.model import NetworkPolicy
+from agent.cluster.model import MODE_ANNOTATION, NetworkPolicy
 from agent.cluster.store import Changed
 from agent.policy_status import MOST_SHOWN, PolicyMetrics, PolicyState, PolicyStatus
 
 KEY = ("shop", "api")
 
 
-def changed(generation: int | None, uid: str = "u1", name: str = "api") -> list[Changed]:
-    after = NetworkPolicy("shop", name, uid, generation=generation) if generation is not None else None
+def changed(generation: int | None, uid: str = "u1", name: str = "api", mode: str = "") -> list[Changed]:
+    said = {MODE_ANNOTATION: mode} if mode else {}
+    after = (
+        NetworkPolicy("shop", name, uid, generation=generation, annotations=said)
+        if generation is not None
+        else None
+    )
     return [Changed("NetworkPolicy", ("shop", name), None, after)]
 
 
@@ -88,6 +93,20 @@ def test_what_is_no_new_generation_is_in_force_since_the_old_time() -> None:
     assert node.state() == (4, 4, 100.0)
 
 
+def test_another_mode_counts_although_no_generation_does() -> None:
+    node = Node()
+    node.status.saw(changed(4, mode="audit"))
+    node.commit()
+    node.now = 200.0
+    node.status.saw(changed(4))
+    (before,) = node.status.of({KEY: 1})
+    assert (before.mode, before.mode_in_force, before.waiting) == ("enforce", "audit", True)
+    node.commit()
+    (after,) = node.status.of({KEY: 1})
+    assert (after.mode, after.mode_in_force, after.waiting) == ("enforce", "enforce", False)
+    assert node.state() == (4, 4, 200.0)
+
+
 def test_without_generations_every_change_counts() -> None:
     node = Node()
     node.status.saw(changed(0))
@@ -114,7 +133,8 @@ def test_one_made_anew_is_another() -> None:
 def test_metrics_are_bounded_and_counts_are_not() -> None:
     shown = PolicyMetrics()
     shown.states = tuple(
-        PolicyState("shop", f"p{number}", 2, 2 if number else 1, 50.0, 1) for number in range(MOST_SHOWN + 5)
+        PolicyState("shop", f"p{number}", 2, 2 if number else 1, 50.0, 1, "enforce", "enforce")
+        for number in range(MOST_SHOWN + 5)
     )
     families = {family.name: family.samples for family in shown.collect()}
     assert families["podwall_policies"][0].value == MOST_SHOWN + 5
