@@ -66,7 +66,8 @@ class Judgement(NamedTuple):
     """What one direction's policies say of a packet.
 
     pod: whose policies these are, None when that end is no Pod. reason: why nothing was asked, "" otherwise.
-    isolating: the policies that isolate it. rules: all of theirs.
+    isolating: the policies that isolate it. rules: all of theirs. audit: what it would be if its policies in
+    audit mode were in force too; None where it has none.
     """
 
     direction: Direction
@@ -74,6 +75,7 @@ class Judgement(NamedTuple):
     isolating: tuple[NetworkPolicy, ...] = ()
     rules: tuple[RuleView, ...] = ()
     reason: str = ""
+    audit: Judgement | None = None
 
     @property
     def allowed(self) -> bool:
@@ -94,15 +96,26 @@ def judge(world: World, direction: Direction, packet: Packet) -> Judgement:
     pod, other = world.pod_at(mine), world.pod_at(theirs)
     if pod is None:
         return Judgement(direction, None, reason="policies are for Pods")
-    isolating = isolated_by(world, direction, pod)
-    if not isolating:
-        return Judgement(direction, pod)
-    views = tuple(_views(world, direction, isolating, packet, (pod, other)))
-    return Judgement(direction, pod, isolating, views, exempt(world, direction, pod, other, theirs))
+    selecting = selected_by(world, direction, pod)
+    in_force = tuple(policy for policy in selecting if policy.mode == "enforce")
+    reason = exempt(world, direction, pod, other, theirs) if selecting else ""
+
+    def by(policies: tuple[NetworkPolicy, ...]) -> Judgement:
+        if not policies:
+            return Judgement(direction, pod)
+        views = tuple(_views(world, direction, policies, packet, (pod, other)))
+        return Judgement(direction, pod, policies, views, reason)
+
+    return by(in_force) if in_force == selecting else by(in_force)._replace(audit=by(selecting))
 
 
 def isolated_by(world: World, direction: Direction, pod: Pod) -> tuple[NetworkPolicy, ...]:
-    """The policies that select a Pod for a direction, in order of their names."""
+    """The policies that isolate a Pod in a direction, in order of their names; those in audit mode do not."""
+    return tuple(policy for policy in selected_by(world, direction, pod) if policy.mode == "enforce")
+
+
+def selected_by(world: World, direction: Direction, pod: Pod) -> tuple[NetworkPolicy, ...]:
+    """The policies that select a Pod for a direction, whatever their mode, in order of their names."""
     policies = sorted(world.snapshot.policies_in(pod.namespace).items())
     return tuple(
         policy
