@@ -25,7 +25,7 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
-from agent import asked, calls, datapath, http, metrics, node, services
+from agent import asked, calls, datapath, http, metrics, node, probe, services
 from agent import log as logs
 from agent.cluster.errors import ApiError
 from agent.cluster.model import Event, Node, Synced
@@ -206,7 +206,8 @@ class Agent:
 
     async def run(self) -> None:
         """Serve until cancelled. Raises what makes serving impossible, named for its reader."""
-        handlers = calls.handlers(self.attachments, self.status, asked.answers(self.datapath))
+        questions = {**asked.answers(self.datapath), **self._probes()}
+        handlers = calls.handlers(self.attachments, self.status, questions)
         server = Server(self.config.socket, handlers, calls.observe)
         web = self._listen()
         work: asyncio.Task[None] | None = None
@@ -234,6 +235,14 @@ class Agent:
             if web:
                 web.close()
             log.info("event=stopped node=%s", self.config.node_name)
+
+    def _probes(self) -> Mapping[str, asked.Answer]:
+        """Connections tried from inside of this node's Pods."""
+        return probe.answers(
+            self.attachments.current.values,
+            lambda *key: self.datapath.store.snapshot.pods.get(key),
+            self.config.node_name,
+        )
 
     def _listen(self) -> http.Server | None:
         """Serve the local port, where one is configured. Raises ServerError naming the setting."""
