@@ -33,7 +33,7 @@ from agent.nft.evaluate import Evaluator
 from agent.nft.kernel import Kernel, NftError
 from agent.nft.model import Item, Owner
 from agent.pods.model import Attachment
-from agent.policy_status import METRICS, PolicyState, PolicyStatus
+from agent.policy_status import METRICS, PolicyKey, PolicyState, PolicyStatus
 from agent.reconcile import Reconciler
 from agent.reports import Reports
 from agent.routes.kernel import RouteError
@@ -250,6 +250,10 @@ class Datapath:
     def policy_states(self) -> tuple[PolicyState, ...]:
         """The policies that select Pods of this node: which generation is in force, and since when."""
         return self._status.of(self.policies.selected())
+
+    def policy_state(self, key: PolicyKey, pods: int) -> PolicyState | None:
+        """One policy's state, which selects so many Pods here; None while nothing is known of it."""
+        return next(iter(self._status.of({key: pods})), None)
 
     def show_policies(self) -> None:
         """Bring the metrics up to date, if there were commits since."""

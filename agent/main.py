@@ -25,7 +25,7 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
-from agent import asked, calls, datapath, http, metrics, node, probe, services
+from agent import asked, calls, datapath, held, http, metrics, node, probe, proofs, services
 from agent import log as logs
 from agent.cluster.errors import ApiError
 from agent.cluster.model import Event, Node, Synced
@@ -40,6 +40,7 @@ from agent.pods.model import Attachment
 from agent.pods.server import Server, ServerError
 from agent.pods.wiring import Wiring, WiringError
 from agent.reconcile import Reconciler
+from agent.repairs import Repairs
 from agent.reports import Reports
 from agent.routes.kernel import RouteError, RouteKernel
 from agent.routes.plan import Plan, plan_routes, pod_mtu
@@ -77,6 +78,8 @@ class Agent:
         self.route_kernel = RouteKernel(config.sysctl_dir)
         self.wiring = Wiring(config.sysctl_dir)
         self.plan = Plan()
+        self.repairs = Repairs(time.time)
+        self._pod_mtu = 0
         self.reports = Reports(self.source.tell)
         self.datapath = Datapath(
             config,
@@ -125,9 +128,7 @@ class Agent:
 
     def not_ready(self) -> str:
         """Why no Pod can be put on the network now; "" when one can."""
-        if reason := self.datapath.not_ready():
-            return "; ".join([reason, *self.source.problems()])
-        if reason := self.services.not_ready():
+        if reason := self.datapath.not_ready() or self.services.not_ready():
             return "; ".join([reason, *self.source.problems()])
         if self.config.node_name not in self.datapath.store.snapshot.nodes:
             return f"there is no Node {self.config.node_name} in {self.config.cluster}: see node_name"
@@ -177,7 +178,8 @@ class Agent:
         await self.datapath.guard(plan)
         changes = await self.route_kernel.sync(plan)
         self.plan = plan
-        self.attachments.set_mtu(pod_mtu(config.mode, plan, uplink.mtu))
+        self._pod_mtu = config.mtu or pod_mtu(config.mode, plan, uplink.mtu)
+        self.attachments.set_mtu(self._pod_mtu)
         self._routed = True
         self._announcing.mark(NODE)
         self._report_route_problems((*map(str, plan.problems), *changes.problems))
@@ -206,8 +208,7 @@ class Agent:
 
     async def run(self) -> None:
         """Serve until cancelled. Raises what makes serving impossible, named for its reader."""
-        questions = {**asked.answers(self.datapath), **self._probes()}
-        handlers = calls.handlers(self.attachments, self.status, questions)
+        handlers = calls.handlers(self.attachments, self.status, self._questions())
         server = Server(self.config.socket, handlers, calls.observe)
         web = self._listen()
         work: asyncio.Task[None] | None = None
@@ -235,6 +236,33 @@ class Agent:
             if web:
                 web.close()
             log.info("event=stopped node=%s", self.config.node_name)
+
+    def _questions(self) -> Mapping[str, asked.Answer]:
+        """What is answered on the socket beside the CNI's calls and the status."""
+        holdings = held.Holdings(
+            self.config, self.datapath, self.services, self.attachments, self.load_balancer, lambda: self.plan
+        )
+        subject = proofs.Subject(
+            self.config,
+            self.datapath.kernel,
+            {"Pods and policies": self.datapath.rules, "Services": self.services.rules},
+            snapshot=lambda: self.datapath.store.snapshot,
+            plan=lambda: self.plan,
+            pod_mtu=lambda: self._pod_mtu,
+            altered=self._distrust_rules,
+            status=self.status,
+            reach=self.source.reach,
+        )
+        return {
+            **asked.answers(self.datapath),
+            **self._probes(),
+            **held.answers(holdings),
+            **proofs.answers(subject),
+        }
+
+    def _distrust_rules(self) -> None:
+        self.datapath.resync()
+        self.services.resync()
 
     def _probes(self) -> Mapping[str, asked.Answer]:
         """Connections tried from inside of this node's Pods."""
@@ -299,6 +327,7 @@ class Agent:
         """Undo foreign changes of podwall's tables."""
         async for foreign in self.datapath.kernel.changes():
             metrics.REPAIRS.inc()
+            self.repairs.note(foreign)
             tables = ",".join(sorted(f"{table.family}/{table.name}" for table in foreign.tables))
             log.warning("event=foreign-change tables=%s lost=%s", tables, foreign.lost)
             if foreign.lost or foreign.tables & datapath.TABLES:
@@ -311,8 +340,7 @@ class Agent:
             self._routes.mark(ROUTES)
 
     async def _resync(self) -> None:
-        self.datapath.resync()
-        self.services.resync()
+        self._distrust_rules()
         self._routes.mark(ROUTES)
 
     async def _reap(self) -> None:
@@ -365,6 +393,8 @@ class Agent:
             "commits": self.datapath.rules.commits,
             "last_commit": self.datapath.rules.last_commit,
             "last_check": self.datapath.rules.last_check,
+            "repairs": self.repairs.status(),
+            "watches": self.source.watches(),
             "services": self.services.status(),
             "load_balancer": self.load_balancer.status() if self.load_balancer else None,
         }

@@ -42,6 +42,7 @@ class Rules:
         self._tables = tables
         self._desired = Desired()
         self._trusted = False
+        self._runs = 0  # begun and ended; odd while one is under way
 
     @property
     def owners(self) -> frozenset[Owner]:
@@ -53,6 +54,19 @@ class Rules:
         """A copy of what the kernel should hold."""
         return self._desired.ruleset.copy()
 
+    async def altered(self) -> Changes | None:
+        """What the kernel holds otherwise than it should, read now; None while something is being committed.
+
+        Raises NftError.
+        """
+        runs = self._runs
+        if runs % 2:
+            return None
+        have = await self._kernel.read(self._tables)
+        if runs != self._runs:
+            return None
+        return await asyncio.to_thread(difference, have, self.ruleset)
+
     def distrust(self) -> None:
         """What the kernel holds may differ from what was committed: compare as a whole next time."""
         self._trusted = False
@@ -62,6 +76,13 @@ class Rules:
 
         Raises NftError; the old rules are in force then.
         """
+        self._runs += 1
+        try:
+            return await self._committed(owners)
+        finally:
+            self._runs += 1
+
+    async def _committed(self, owners: frozenset[Owner]) -> Changes:
         for owner in owners:
             self._desired.replace(owner, self._compile(owner))
         trusted, self._trusted = self._trusted, True  # who distrusts from now on means the next run

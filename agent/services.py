@@ -31,7 +31,7 @@ from agent.cluster.store import Changed, Name, Store
 from agent.compile import service_chains
 from agent.compile.hostports import host_ports
 from agent.compile.names import SERVICES_TABLE
-from agent.compile.service import ServiceSettings
+from agent.compile.service import Backends, ServiceSettings
 from agent.compile.services import ServiceCompiler
 from agent.config import Config
 from agent.conntrack import ConntrackError
@@ -199,7 +199,7 @@ class Services:
                 {"service": "/".join(key), "port": check.port, "local_endpoints": check.local}
                 for key, check in sorted(self._checks().items())
             ],
-            "problems": {"/".join(key): list(said) for key, said in sorted(self._problems().items())},
+            "problems": {"/".join(key): list(said) for key, said in sorted(self.problems().items())},
         }
 
     def why(self) -> str:
@@ -321,9 +321,14 @@ class Services:
             return {}
         return {key: Check(*check) for key, check in self._compiler.health_checks().items()}
 
-    # What is wrong in objects
+    # What is asked
 
-    def _problems(self) -> Mapping[Name, tuple[str, ...]]:
+    def lists(self, key: Name) -> tuple[Backends, ...]:
+        """The endpoints that this node's rules lead a Service's clients to."""
+        return self._compiler.lists(key)
+
+    def problems(self) -> Mapping[Name, tuple[str, ...]]:
+        """What of each Service is not served as it is written, or refused by the kernel."""
         problems = dict(self._compiler.problems()) if self.serving else {}
         for owner, why in self.rules.behind.items():
             if owner[0] == "service":
@@ -334,7 +339,7 @@ class Services:
         return problems
 
     def _report(self) -> None:
-        problems, services = self._problems(), self._store.snapshot.services
+        problems, services = self.problems(), self._store.snapshot.services
         for key in self._told.keys() | problems.keys():
             if self._told.get(key) != problems.get(key):
                 uid = services[key].uid if key in services else ""

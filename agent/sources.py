@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
@@ -36,6 +37,9 @@ class Source(Protocol):
 
     def problems(self) -> list[str]:
         """What is in the way of reading the cluster now."""
+
+    def watches(self) -> list[dict[str, object]]:
+        """How each kind's watch is doing, plain data; none where nothing is watched."""
 
     async def network_available(self, node: str) -> None:
         """Tell the cluster that Pods can be put on the node. Raises ApiError."""
@@ -75,6 +79,25 @@ class ApiServer:
     def problems(self) -> list[str]:
         """What the last attempt of each kind came to, those alike once."""
         return sorted({state.error for state in self._source.states.values() if state.error})
+
+    def watches(self) -> list[dict[str, object]]:
+        """Of each kind whether it was listed, seconds since the server's last word, and what is in the way.
+
+        The server says something about once a minute also where nothing changes.
+        """
+        now = time.monotonic()
+        return [
+            {
+                "kind": kind,
+                "synced": state.synced,
+                "heard_s": round(now - state.heard, 1) if state.heard else None,
+                "version": state.version,
+                "failures": state.failures,
+                "refused": state.refused,
+                "error": state.error,
+            }
+            for kind, state in self._source.states.items()
+        ]
 
     async def network_available(self, node: str) -> None:
         """Set the Node's condition NetworkUnavailable to False. Raises ApiError."""
@@ -144,6 +167,10 @@ class Manifests:
         """Whether the directory is there; what cannot be read in it is logged, and the rest goes on."""
         directory = self._source.directory
         return [] if directory.is_dir() else [f"{directory}: there is no such directory"]
+
+    def watches(self) -> list[dict[str, object]]:
+        """There is none: the directory is looked at."""
+        return []
 
     async def network_available(self, node: str) -> None:
         """There is no condition to set."""

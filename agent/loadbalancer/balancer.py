@@ -88,6 +88,10 @@ class LoadBalancer:
         """Hand everything over to other nodes."""
         await asyncio.gather(self._announcer.close(), self._elected.resign(RESIGN_S))
 
+    def announced(self) -> Mapping[IPAddress, str]:
+        """The addresses that this node answers for, and the Lease of each."""
+        return self._announcer.answered()
+
     def status(self) -> Mapping[str, object]:
         """Pools and who announces what, for people."""
         allocation = allocate(self._pools, self._services.values())
