@@ -141,6 +141,16 @@ class ApiClient:
 
     # Writing
 
+    def write(
+        self,
+        method: str,
+        target: str,
+        body: Mapping[str, Any] | None = None,
+        content_type: str = "application/json",
+    ) -> Any:
+        """Send any JSON to a path with its query, and return what is answered. Raises ApiError."""
+        return json.loads(self._call(method, target, body, content_type))
+
     def set_node_condition(self, node: str, kind: str, status: bool, reason: str, message: str) -> None:
         """Set one condition of a Node's status and leave the others to their owners."""
         now = _time(datetime.now(UTC), "seconds")
