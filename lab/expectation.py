@@ -33,16 +33,21 @@ class FirstPacket:
 
 
 class Oracle:
-    """Answers for these objects; of two Pods with one address the first has it."""
+    """Answers for these objects; of two Pods with one address the first has it.
 
-    def __init__(self, objects: Iterable[Object]) -> None:
+    Policies in audit mode do not count, but where the question is what would be (`audited`).
+    """
+
+    def __init__(self, objects: Iterable[Object], *, audited: bool = False) -> None:
         objects = list(objects)
         self._namespaces = {
             each["metadata"]["name"]: _labels(each) | {NAME_LABEL: each["metadata"]["name"]}
             for each in objects
             if each["kind"] == "Namespace"
         }
-        self._policies = [each for each in objects if each["kind"] == "NetworkPolicy"]
+        self._policies = [
+            each for each in objects if each["kind"] == "NetworkPolicy" and (audited or not _is_audited(each))
+        ]
         self._pods: dict[Address, Object] = {}
         for each in objects:
             for address in pod_addresses(each) if each["kind"] == "Pod" else ():
@@ -219,6 +224,11 @@ def _named(pod: Object, name: str, protocol: str) -> int | None:
 def _in(address: str, cidr: str) -> bool:
     of, network = ip_address(address), ip_network(cidr, strict=False)
     return of.version == network.version and of in network
+
+
+def _is_audited(policy: Object) -> bool:
+    annotations = policy["metadata"].get("annotations") or {}
+    return bool(annotations.get("podwall.dev/mode") == "audit")
 
 
 def _version(text: str) -> int:

@@ -88,7 +88,14 @@ class Chance(random.Random):
             spec["egress"] = self.some(lambda: self.rule("to"), 0, 1, 1, 2)
         if self.happens(6):
             spec["policyTypes"] = self.choice((["Ingress"], ["Egress"], ["Ingress", "Egress"]))
-        return policy(f"{self.choice(NAMESPACES)}/policy-{self.randrange(4)}", **spec)
+        made = policy(f"{self.choice(NAMESPACES)}/policy-{self.randrange(4)}", **spec)
+        made["metadata"]["annotations"] = self.mode()
+        return made
+
+    def mode(self) -> dict[str, str]:
+        """Most policies are enforced; so are those whose mode nobody knows."""
+        of = self.choice(("", "", "", "", "enforce", "Audit", "audit", "audit", "audit"))
+        return {"podwall.dev/mode": of} if of else {}
 
     def pod(self, number: int) -> dict[str, Any]:
         phases = ("Running", "Running", "Running", "Running", "Pending", "Unknown", "Succeeded", "Failed")
@@ -110,7 +117,9 @@ class Chance(random.Random):
     def edited(self, of: dict[str, Any]) -> dict[str, Any]:
         """The object with one thing changed."""
         of = deepcopy(of)
-        if of["kind"] == "NetworkPolicy":
+        if of["kind"] == "NetworkPolicy" and self.happens(4):
+            of["metadata"]["annotations"] = self.mode()
+        elif of["kind"] == "NetworkPolicy":
             of["spec"] = self.policy()["spec"]
         elif of["kind"] == "Namespace" or self.happens(4):
             of["metadata"]["labels"] = self.labels()
