@@ -12,8 +12,9 @@ import click
 
 from agent.cli.cluster import Asked, cluster_options
 from agent.cluster.model import Family, IPAddress, Protocol
+from agent.explain.answer import Answer
 from agent.explain.question import CannotAnswerError, Question
-from agent.explain.way import Answer, why
+from agent.explain.way import why
 from agent.explain.world import UnknownNameError, World
 from agent.log import printable
 

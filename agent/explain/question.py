@@ -17,6 +17,8 @@ class Question:
     """port: a number, or a name that the target's ports have; None: the only one it has.
 
     family: None is the first that both ends have. address: the target's, when it was asked for by one.
+    by_name: the client looks the target's name up first. via: the node where a packet from outside comes in,
+    "" when nobody knows.
     """
 
     source: End
@@ -25,3 +27,5 @@ class Question:
     protocol: Protocol = "TCP"
     family: Family | None = None
     address: IPAddress | None = None
+    by_name: bool = False
+    via: str = ""

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from agent.cluster.model import NAMESPACE_NAME_LABEL, NetworkPolicy, Pod
+from agent.explain.fields import written
 from agent.explain.policy import Judgement, Packet, RuleView
 from agent.explain.world import World
 
@@ -47,8 +48,7 @@ class Change(NamedTuple):
     @property
     def field(self) -> str:
         """The path as kubectl writes it."""
-        parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in self.path if part != "-"]
-        return "".join(parts).removeprefix(".")
+        return written(part for part in self.path if part != "-")
 
     def text(self) -> str:
         """The change as YAML, with a comment that says where it belongs."""

@@ -1,7 +1,10 @@
-"""What a Service does to a connection: which port of it is meant, and which endpoints may get it. Pure.
+"""What a Service does to a connection: which port of it is meant, and how it is met. Pure.
 
-svc/web:80, 10.96.0.7:80, node2:30080, 198.51.100.7:80  --frontend-->  a Service's port, met one way
-that, and who asks                                        --route-->     its endpoints, or why there are none
+    svc/web:80, 10.96.0.7:80, 198.51.100.7:80  --frontend-->  a port of a Service, met by one of its addresses
+    node2:30080                                               ... or by a node's
+    node2:8080                                                a port that a Pod has of its node (hostPort)
+
+What is served where, and who of several has it, is said by `agent.compile.service`, as for the rules.
 """
 
 from __future__ import annotations
@@ -9,16 +12,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from agent.cluster.model import Family, IPAddress, Node, Pod, Service, ServicePort
-from agent.compile.endpoints import Backend, Here, Reach, candidates, choose
-from agent.explain.empty import undeclared, why_empty
+from agent.cluster.model import ContainerPort, Family, IPAddress, Node, Pod, Service, ServicePort
+from agent.compile import service as compiled
+from agent.compile.service import SOMEBODY_ELSES, Claim, families, family_of
 from agent.explain.question import Question
-from agent.explain.world import Address, End, World, title
-
-MOST_NAMED = 3
-ZONE = "topology.kubernetes.io/zone"
+from agent.explain.world import Address, World, title
 
 Met = Literal["ClusterIP", "NodePort", "LoadBalancer", "externalIP", "headless"]
+_MET: dict[str, Met] = {
+    "cluster": "ClusterIP",
+    "external": "externalIP",
+    "load balancer": "LoadBalancer",
+    "node": "NodePort",
+}
 
 
 class NoFrontend(NamedTuple):
@@ -30,60 +36,103 @@ class NoFrontend(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Frontend:
-    """A port of a Service, met by one of its addresses, or by a node's (`node`)."""
+    """A port of a Service and the way by which it is met, None for a headless one.
+
+    address: what is sent to. node: whose address that is, for a NodePort.
+    """
 
     service: Service
     port: ServicePort
-    met: Met
     family: Family
+    way: compiled.Frontend | None
+    address: IPAddress | None = None
     node: Node | None = None
 
+    @property
+    def met(self) -> Met:
+        """By which of its kinds of address it is met."""
+        return _MET[self.way.kind] if self.way else "headless"
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where a connection ends; `seen_source` is whom it seems to come from there, for a reason, or None."""
-
-    address: IPAddress
-    port: int
-    title: str
-    seen_source: IPAddress | None = None
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """The endpoints that may be chosen, or the cause why there is none; `doubt` is what is odd about them."""
-
-    targets: tuple[Target, ...]
-    sentence: str
-    cause: str = ""
-    doubt: str = ""
+    @property
+    def number(self) -> int:
+        """The port that is sent to."""
+        return self.way.claim.port if self.way else self.port.port
 
 
-def frontend(world: World, question: Question, source: IPAddress) -> Frontend | NoFrontend | None:
-    """The Service's port that a question means; None when no Service is concerned."""
-    target, family = question.target, _family(source)
-    if isinstance(target, Node):
-        return _node_port(world, target, question, family)
-    if not isinstance(target, Service):
-        return None
-    if target.type == "ExternalName":
-        said = f"{title(target)} is an alias: its name answers {target.external_name} (CNAME); ask about that"
-        return NoFrontend("external-name", said)
-    port = _port(target, question)
-    if port is None:
-        return NoFrontend("no-such-port", _no_such_port(target, question))
-    if not target.headless and not any(each.version == family for each in target.cluster_ips):
-        return NoFrontend("no-address", f"{title(target)} has no IPv{family} cluster address")
-    return Frontend(target, port, _met(target, question.address), family)
+class HostPort(NamedTuple):
+    """A port of a node that leads to a Pod's."""
+
+    node: Node
+    pod: Pod
+    port: ContainerPort
+    family: Family
+    address: IPAddress | None
 
 
-def _node_port(world: World, node: Node, question: Question, family: Family) -> Frontend | None:
-    for service in sorted(world.snapshot.services.values(), key=lambda each: each.key):
-        for each in service.ports:
-            if each.node_port and each.node_port == question.port and each.protocol == question.protocol:
-                return Frontend(service, each, "NodePort", family, node)
+Found = Frontend | HostPort | NoFrontend | None
+
+
+def frontend(world: World, question: Question, source: IPAddress) -> Found:
+    """What of a Service, or of a node, a question means; None when it means the target itself."""
+    target, family = question.target, family_of(source)
+    match target:
+        case Node():
+            return _of_node(world, target, question, family)
+        case Service():
+            return _of_service(world, target, question, family)
+        case Address():
+            return _unused(world, target.ip, question)
     return None
+
+
+# Of a Service
+
+
+def _of_service(world: World, service: Service, question: Question, family: Family) -> Frontend | NoFrontend:
+    for label in SOMEBODY_ELSES:
+        if label in service.labels and not service.headless:
+            said = f"{title(service)} has the label {label}: podwall leaves it to another proxy"
+            return NoFrontend("not-served", said)
+    address = question.address
+    if address is not None and isinstance(question.port, int):
+        held = world.holder(Claim(address, question.protocol, question.port))
+        if held is not None:
+            return Frontend(held[0], held[1].port, family, held[1], address)
+    port = _port(service, question)
+    if port is None:
+        return NoFrontend("no-such-port", _no_such_port(service, question))
+    if service.headless:
+        return Frontend(service, port, family, None)
+    if address is None:
+        address = next((each for each in service.cluster_ips if each.version == family), None)
+    if address is None:
+        return NoFrontend("no-address", f"{title(service)} has no IPv{family} cluster address")
+    return _at(world, service, port, address)
+
+
+def _at(world: World, service: Service, port: ServicePort, address: IPAddress) -> Frontend | NoFrontend:
+    """A Service met at one of its addresses; or why it is not."""
+    held = world.holder(Claim(address, port.protocol, port.port))
+    if held is not None and held[0].key == service.key:
+        return Frontend(service, held[1].port, family_of(address), held[1], address)
+    if held is not None:
+        what = f"port {port.port}/{port.protocol} of {address}"
+        said = f"{title(held[0])} is older and has {what}, so nothing of it comes to {title(service)}"
+        return NoFrontend("address-conflict", said)
+    return NoFrontend("not-served", _not_served(world, service, address))
+
+
+def _not_served(world: World, service: Service, address: IPAddress) -> str:
+    for kind, field, each in compiled.addresses(service):
+        if each == address and (why := compiled.refused(kind, address, world.settings_of(""))):
+            return f"{title(service)} is not served at {address}: its {field} {why}"
+    for index, ingress in enumerate(service.load_balancer):
+        if ingress.ip == address and ingress.ip_mode == "Proxy":
+            return (
+                f"{address} is no address of podwall's: status.loadBalancer.ingress[{index}] of "
+                f"{title(service)} says ipMode: Proxy, so its load balancer sends to the nodes by itself"
+            )
+    return f"{title(service)} is not served at {address}: it is not of type LoadBalancer"
 
 
 def _port(service: Service, question: Question) -> ServicePort | None:
@@ -97,117 +146,47 @@ def _no_such_port(service: Service, question: Question) -> str:
     said = ", ".join(_port_name(each) for each in service.ports) or "none"
     if question.port is None:
         return f"{title(service)} has not just one {question.protocol} port, but {said}: say which"
-    return (
-        f"{title(service)} has no {question.protocol} port {question.port}; it has {said}, and refuses others"
-    )
-
-
-def _family(address: IPAddress) -> Family:
-    return 4 if address.version == 4 else 6
+    asked = question.port if isinstance(question.port, int) else f"named {question.port!r}"
+    refuses = ", and refuses others" if isinstance(question.port, int) and not service.headless else ""
+    return f"{title(service)} has no {question.protocol} port {asked}; it has {said}{refuses}"
 
 
 def _port_name(port: ServicePort) -> str:
     return f"{port.protocol} {port.port}" + (f" ({port.name})" if port.name else "")
 
 
-def _met(service: Service, address: IPAddress | None) -> Met:
-    if service.headless:
-        return "headless"
-    if address in service.external_ips:
-        return "externalIP"
-    if any(each.ip == address for each in service.load_balancer if each.ip is not None):
-        return "LoadBalancer"
-    return "ClusterIP"
-
-
-# Where it goes
-
-
-def route(world: World, front: Frontend, source: End) -> Route:
-    """The endpoints among which a connection from here is spread."""
-    service, port = front.service, front.port
-    entry = _entry(world, front, source)
-    reach = _reach(front, source, entry)
-    found = candidates(world.snapshot.slices_of(service.key).values(), port, front.family)
-    chosen = choose(found, reach, entry)
-    if not chosen:
-        return _nowhere(world, front, reach, entry, choose(found, "cluster", entry))
-    targets = tuple(_target(world, backend, source, entry) for backend in chosen)
-    pods = [pod for pod in (world.pod_at(each.address) for each in targets) if pod is not None]
-    return Route(targets, _spread(front, targets, reach), doubt=undeclared(service, port, pods))
-
-
-def _entry(world: World, front: Frontend, source: End) -> Here:
-    """The node that chooses the endpoint: the one where the first packet is translated."""
-    name = ""
-    if isinstance(source, Pod):
-        name = source.node
-    elif isinstance(source, Node):
-        name = source.name
-    if front.node is not None and (not name or front.service.external_traffic_policy == "Local"):
-        name = front.node.name
-    node = world.snapshot.nodes.get(name)
-    return Here(name, node.labels.get(ZONE, "") if node else "")
-
-
-def _reach(front: Frontend, source: End, entry: Here) -> Reach:
-    service = front.service
-    if front.met == "ClusterIP":
-        return "local" if service.internal_traffic_policy == "Local" and entry.node else "cluster"
-    from_elsewhere = isinstance(source, Address) or _node_of(source) != entry.node
-    if (
-        front.met != "headless"
-        and service.external_traffic_policy == "Local"
-        and from_elsewhere
-        and entry.node
-    ):
-        return "local"
-    return "cluster"
-
-
-def _node_of(end: End) -> str:
-    return end.node if isinstance(end, Pod) else end.name if isinstance(end, Node) else ""
-
-
-def _nowhere(
-    world: World, front: Frontend, reach: Reach, entry: Here, elsewhere: tuple[Backend, ...]
-) -> Route:
-    service = front.service
-    if reach == "local" and elsewhere:
-        policy = "internalTrafficPolicy" if front.met == "ClusterIP" else "externalTrafficPolicy"
-        said = (
-            f"{title(service)} has {policy}: Local and no ready endpoint on {entry.node}; "
-            f"{len(elsewhere)} on other nodes do not count"
-        )
-        return Route((), said, "traffic-policy-local")
-    empty = why_empty(world, service, front.port)
-    return Route((), empty.sentence, empty.cause)
-
-
-def _target(world: World, backend: Backend, source: End, entry: Here) -> Target:
-    ip, port = backend
-    pod = world.pod_at(ip)
-    name = title(pod) if pod is not None else title(world.node_at(ip) or Address(ip))
-    if isinstance(source, Address) and entry.node and (pod is None or pod.node != entry.node):
-        node = world.snapshot.nodes[entry.node]
-        own = next((each for each in node.internal_ips if each.version == ip.version), None)
-        return Target(ip, port, name, own, f"the endpoint is not on {entry.node}, where it comes in")
-    return Target(ip, port, name)
-
-
-def _spread(front: Frontend, targets: tuple[Target, ...], reach: Reach) -> str:
-    names = ", ".join(f"{each.title} ({_at(each)})" for each in targets[:MOST_NAMED])
-    more = f" and {len(targets) - MOST_NAMED} more" if len(targets) > MOST_NAMED else ""
-    where = " of the same node" if reach == "local" else ""
-    sticky = ", the same for the same client" if front.service.session_affinity == "ClientIP" else ""
-    port = front.port.node_port if front.met == "NodePort" else front.port.port
-    what = f"{title(front.service)}, {front.met} port {port},"
-    return f"{what} goes to one of {len(targets)}{where}{sticky}: {names}{more}"
-
-
-def _at(target: Target) -> str:
-    return (
-        f"[{target.address}]:{target.port}"
-        if target.address.version == 6
-        else f"{target.address}:{target.port}"
+def _unused(world: World, ip: IPAddress, question: Question) -> NoFrontend | None:
+    """podwall refuses what is sent to addresses of its pools that no Service has."""
+    if not any(ip in pool for pool in world.settings_of("").pools):
+        return None
+    what = f"{question.protocol} port {question.port}" if question.port else "port"
+    return NoFrontend(
+        "no-such-port", f"{ip} is in a pool of podwall's, but no Service has {what} of it: refused"
     )
+
+
+# Of a node
+
+
+def _of_node(world: World, node: Node, question: Question, family: Family) -> Frontend | HostPort | None:
+    if not isinstance(question.port, int):
+        return None
+    address = question.address or next((ip for ip in node.internal_ips if ip.version == family), None)
+    held = world.holder(Claim(None, question.protocol, question.port))
+    if held is not None and family in families(held[0]) and _answers_node_ports(world, node, address):
+        return Frontend(held[0], held[1].port, family, held[1], address, node)
+    for pod in world.snapshot.pods_on(node.name).values():
+        if pod.finished or pod.host_network:
+            continue
+        for port in pod.ports:
+            if port.host_port == question.port and port.protocol == question.protocol:
+                here = port.host_ip is None or port.host_ip.is_unspecified or port.host_ip == address
+                if here and any(ip.version == family for ip in pod.ips):
+                    return HostPort(node, pod, port, family, address)
+    return None
+
+
+def _answers_node_ports(world: World, node: Node, address: IPAddress | None) -> bool:
+    """Whether NodePorts are served on this address: on all, unless the configuration says on which."""
+    ranges = world.settings_of(node.name).node_port_addresses
+    return not ranges or (address is not None and any(address in each for each in ranges))

@@ -6,14 +6,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
 from typing import NamedTuple, TypeAlias
 
 from msgspec import Struct
 
-from agent.cluster.model import IPAddress, Node, Pod, Service
+from agent.cluster.model import IPAddress, Node, Pod, Service, ServicePort
 from agent.cluster.store import Snapshot
+from agent.compile.service import Claim, Frontend, ServiceSettings, age, frontends, served
 
 CLUSTER_DOMAIN = "cluster.local"
 KINDS = {
@@ -47,9 +48,18 @@ End: TypeAlias = Pod | Node | Service | Address
 
 
 class World(Struct, frozen=True):
-    """The objects of a cluster, asked by name and address."""
+    """The objects of a cluster, asked by name and address.
+
+    `settings` is what the nodes' agents are configured to, by node; `usual` holds for all others.
+    """
 
     snapshot: Snapshot
+    settings: Mapping[str, ServiceSettings] = {}
+    usual: ServiceSettings = ServiceSettings()
+
+    def settings_of(self, node: str) -> ServiceSettings:
+        """What the agent of a node is configured to; of no node in particular: what holds for most."""
+        return self.settings.get(node) or next(iter(self.settings.values()), self.usual)
 
     def pod_at(self, ip: IPAddress) -> Pod | None:
         """The Pod whose own address this is: neither one that has ended nor one on its node's network."""
@@ -62,9 +72,29 @@ class World(Struct, frozen=True):
         return next((node for node in nodes if ip in (*node.internal_ips, *node.external_ips)), None)
 
     def service_at(self, ip: IPAddress) -> Service | None:
-        """The Service that is reached at this address by any of its kinds; the oldest of several."""
+        """The Service that says it has this address, of whatever kind.
+
+        Of several the oldest, those that podwall serves there before others.
+        """
         found = [each for each in self.snapshot.services.values() if ip in service_addresses(each)]
-        return min(found, key=_age, default=None)
+        return min(found, key=lambda of: (not self._serves(of, ip), age(of), of.key), default=None)
+
+    def holder(self, claim: Claim) -> tuple[Service, Frontend] | None:
+        """The Service that is served at a port of an address, or at a NodePort: the oldest that wants it."""
+        wants = [
+            (service, way)
+            for service in self.snapshot.services.values()
+            if any(_may_claim(service, number, claim) for number in service.ports)
+            for way in self._ways(service)
+            if way.claim == claim
+        ]
+        return min(wants, key=lambda of: (age(of[0]), of[0].key), default=None)
+
+    def _serves(self, service: Service, ip: IPAddress) -> bool:
+        return any(way.claim.address == ip for way in self._ways(service))
+
+    def _ways(self, service: Service) -> Iterator[Frontend]:
+        return frontends(service, self.settings_of("")) if served(service) else iter(())
 
     def at(self, ip: IPAddress) -> End:
         """Who has this address."""
@@ -129,6 +159,14 @@ class World(Struct, frozen=True):
         return f"{text!r} is no Pod, Service or node in namespace {space}, nor an address"
 
 
+def _may_claim(service: Service, port: ServicePort, claim: Claim) -> bool:
+    """Cheaper than to work out all its ways: whether one of them may be this."""
+    number = port.node_port if claim.address is None else port.port
+    if (number, port.protocol) != (claim.port, claim.protocol):
+        return False
+    return claim.address is None or claim.address in service_addresses(service)
+
+
 def service_addresses(service: Service) -> tuple[IPAddress, ...]:
     """Every address that is a Service's own: of the cluster, external, and of its load balancer."""
     balancer = (each.ip for each in service.load_balancer if each.ip is not None)
@@ -145,6 +183,21 @@ def addresses_of(end: End) -> tuple[IPAddress, ...]:
         case Service(cluster_ips=ips):
             return ips
     return (end.ip,)
+
+
+def node_of(end: End) -> str:
+    """The name of the node that an end is on, "" for a Service and for who is outside."""
+    match end:
+        case Pod(node=node):
+            return node
+        case Node(name=name):
+            return name
+    return ""
+
+
+def is_node(end: End) -> bool:
+    """Whether its packets are the node's own: it is a node, or a Pod on its node's network."""
+    return isinstance(end, Node) or (isinstance(end, Pod) and end.host_network)
 
 
 def title(end: End) -> str:
@@ -164,10 +217,6 @@ def _kinds_and_name(text: str) -> tuple[frozenset[str], str]:
     return frozenset(KINDS.values()), text
 
 
-def _age(service: Service) -> tuple[float, tuple[str, str]]:
-    return (service.created.timestamp() if service.created else 0.0), service.key
-
-
 def _present(found: End | None) -> Iterator[End]:
     if found is not None:
         yield found
@@ -179,7 +228,3 @@ def _distinct(found: Iterator[End]) -> Iterator[End]:
         if title(each) not in seen:
             seen.add(title(each))
             yield each
-
-
-Locate: TypeAlias = Callable[[str, tuple[str, str], str], str]
-"""Where a field of an object stands: (kind, key, field) -> "file.yaml:12"; "" when nobody knows."""

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from agent.cluster.store import snapshot_of
+from agent.explain.answer import Answer
 from agent.explain.question import CannotAnswerError, Question
-from agent.explain.way import Answer, why
+from agent.explain.way import why
 from agent.explain.world import UnknownNameError, World
 from lab.services import allocate, slices
 from tests.agent.compile.worlds import decoded, namespace, pod, policy
@@ -51,7 +52,12 @@ def world(objects: Objects) -> World:
     """What the API server and its controllers make of these objects."""
     said = [*BASE, *objects]
     pods = [of if of["status"].get("conditions") else ready(of) for of in said if of["kind"] == "Pod"]
-    services = allocate([of for of in said if of["kind"] == "Service"], {})
+    services = [
+        made
+        for of in said
+        if of["kind"] == "Service"
+        for made in allocate([of], {})  # one by one: two may claim one address
+    ]
     rest = [of for of in said if of["kind"] not in {"Pod", "Service"}]
     made = slices(services, pods, []).values()
     return World(snapshot_of(decoded(of) for of in (*pods, *services, *rest, *made)))
@@ -61,7 +67,7 @@ def ask(objects: Objects, source: str, target: str, port: int | str | None = 80,
     there = world(objects)
     address = ip_address(target) if target[0].isdecimal() else None
     ends = {"source": there.named(source, "shop"), "target": there.named(target, "shop")}
-    return why(there, Question(**ends, port=port, address=address, **more))
+    return why(there, Question(**ends, port=port, address=address, by_name=not address, **more))
 
 
 @dataclass(frozen=True)
@@ -77,9 +83,50 @@ class Case:
     changes: list[str] = field(default_factory=list)
 
 
+def of_web(**rule: Any) -> dict[str, Any]:
+    """A policy for web with one ingress rule."""
+    return policy("shop/web", podSelector=OF_WEB, ingress=[rule])
+
+
+def labelled(of: dict[str, Any], **labels: str) -> dict[str, Any]:
+    return {**of, "metadata": {**of["metadata"], "labels": labels}}
+
+
+def aged(of: dict[str, Any]) -> dict[str, Any]:
+    """Older than all others, which do not say when they were made."""
+    return {**of, "metadata": {**of["metadata"], "creationTimestamp": "2020-01-01T00:00:00Z"}}
+
+
+def balanced(of: dict[str, Any], *addresses: str) -> dict[str, Any]:
+    return {**of, "status": {"loadBalancer": {"ingress": [{"ip": each} for each in addresses]}}}
+
+
+def host_port(of: dict[str, Any], number: int) -> dict[str, Any]:
+    (container,) = of["spec"]["containers"]
+    ports = [{**each, "hostPort": number} for each in container["ports"]]
+    return {**of, "spec": {**of["spec"], "containers": [{**container, "ports": ports}]}}
+
+
 LOCAL = {"externalTrafficPolicy": "Local", "type": "NodePort"}
 ALIAS = {"type": "ExternalName", "externalName": "database.example.com", "selector": None}
+ALIAS_INSIDE = ALIAS | {"externalName": "web.shop.svc.cluster.local"}
 DNS = {"protocol": "UDP", "port": 53}
+OF_WEB = {"matchLabels": {"app": "web"}}
+TO_WEB = [{"to": [{"podSelector": OF_WEB}]}]
+SHUT = policy("shop/shut", policyTypes=["Egress"], egress=TO_WEB)
+FROM_TEAM = [{"from": [{"namespaceSelector": {"matchLabels": {"team": "web"}}}]}]
+ANOTHER_PROXY = {"service.kubernetes.io/service-proxy-name": "other"}
+AT = {"clusterIPs": ["10.96.9.9"]}
+FOR_SOME = {"type": "LoadBalancer", "loadBalancerSourceRanges": ["192.0.2.0/24"]}
+FROM_CLIENT = {"from": [{"podSelector": {"matchLabels": {"app": "client"}}}], "ports": [{"port": 8080}]}
+DNS_SERVER = (
+    pod("kube-system/dns", "10.244.1.53", node="node-2", **{"k8s-app": "kube-dns"}),
+    service(
+        "kube-system/kube-dns",
+        selector={"k8s-app": "kube-dns"},
+        ports=[{"name": "dns", "port": 53, "protocol": "UDP", "targetPort": 53}],
+    ),
+)
 
 CASES = [
     Case(
@@ -157,7 +204,8 @@ CASES = [
         "egress denied",
         [CLIENT, WEB, policy("shop/shut", policyTypes=["Egress"], egress=[{"ports": [DNS]}])],
         "egress-denied",
-        "denied: egress policy shop/shut of Pod shop/client does not let it out to Pod shop/web on TCP 8080",
+        "denied: egress policy shop/shut of Pod shop/client does not let it out to Pod shop/web on TCP 8080: "
+        "it is for UDP 53 only",
         target="pod/web",
         port="http",
         changes=["spec.egress[0].ports"],
@@ -197,7 +245,151 @@ CASES = [
         "an alias of a name outside",
         [CLIENT, service("shop/web", **ALIAS)],
         "external-name",
-        "denied: Service shop/web is an alias: its name answers database.example.com (CNAME); ask about that",
+        "allowed: Service shop/web is an alias of database.example.com (CNAME), "
+        "and no policy isolates Pod shop/client for egress",
+        target="svc/web",
+        allowed=True,
+    ),
+    Case(
+        "an alias of a name outside, for a Pod that policies isolate",
+        [CLIENT, service("shop/web", **ALIAS), policy("shop/shut", policyTypes=["Egress"])],
+        "external-name",
+        "doubtful: Service shop/web is an alias of database.example.com (CNAME), and shop/shut decide by the "
+        "address that it has: ask about that",
+        target="svc/web",
+    ),
+    Case(
+        "an alias of a Service in another namespace",
+        [CLIENT, WEB, service("shop/web"), service("other/web", **ALIAS_INSIDE)],
+        "allowed",
+        "allowed: Pod shop/client may connect to Pod shop/web on TCP 8080 "
+        "(no policy isolates either end in this direction)",
+        target="svc/other/web",
+        allowed=True,
+    ),
+    Case(
+        "the namespace has another label than the policy asks for",
+        [CLIENT, WEB, policy("shop/web", podSelector=OF_WEB, ingress=FROM_TEAM)],
+        "ingress-denied",
+        "denied: ingress policy shop/web of Pod shop/web does not let Pod shop/client in on TCP 8080: its "
+        "namespaceSelector asks for team=web, but namespace shop has no label team",
+        target="pod/web",
+        port=None,
+        changes=["spec.ingress"],
+    ),
+    Case(
+        "the peer is in another namespace than the policy",
+        [WEB, pod("other/client", "10.244.1.9", app="client"), policy("shop/web", ingress=[FROM_CLIENT])],
+        "ingress-denied",
+        "denied: ingress policy shop/web of Pod shop/web does not let Pod other/client in on TCP 8080: "
+        "without a namespaceSelector it means Pods of namespace shop, but Pod other/client is in another",
+        source="other/client",
+        target="pod/web",
+        port=None,
+        changes=["spec.ingress[0].from"],
+    ),
+    Case(
+        "the policy that would admit it stands in another namespace",
+        [CLIENT, WEB, policy("shop/deny"), policy("other/web", podSelector=OF_WEB, ingress=[FROM_CLIENT])],
+        "ingress-denied",
+        "denied: ingress policy shop/deny of Pod shop/web does not let Pod shop/client in on TCP 8080; "
+        "other/web would, but it stands in namespace other, where it selects no Pod, not in shop",
+        target="pod/web",
+        port=None,
+        changes=["spec.ingress"],
+    ),
+    Case(
+        "a policy names the Service's port instead of the Pod's",
+        [CLIENT, WEB, service("shop/web"), of_web(ports=[{"port": 80}])],
+        "ingress-denied",
+        "denied: ingress policy shop/web of Pod shop/web does not let Pod shop/client in on TCP 8080: it is "
+        "for port 80, the Service's, while policies see the Pod's port 8080",
+        target="svc/web",
+        changes=["spec.ingress[0].ports"],
+    ),
+    Case(
+        "a policy names a port that no container declares",
+        [CLIENT, WEB, of_web(ports=[{"port": "metrics"}])],
+        "ingress-denied",
+        "denied: ingress policy shop/web of Pod shop/web does not let Pod shop/client in on TCP 8080: its "
+        "port 'metrics' is a name that no container of Pod shop/web declares",
+        target="pod/web",
+        port=None,
+        changes=["spec.ingress[0].ports"],
+    ),
+    Case(
+        "a port by a name that the Service does not have",
+        [CLIENT, WEB, service("shop/web")],
+        "no-such-port",
+        "denied: Service shop/web has no TCP port named 'https'; it has TCP 80 (http)",
+        target="svc/web",
+        port="https",
+    ),
+    Case(
+        "a port by a name that the Pod does not have",
+        [CLIENT, WEB],
+        "no-such-port",
+        "denied: Pod shop/web has no TCP port named 'https'; its names are: http 8080",
+        target="pod/web",
+        port="https",
+    ),
+    Case(
+        "the DNS is not to be asked",
+        [CLIENT, WEB, service("shop/web"), *DNS_SERVER, SHUT],
+        "dns-denied",
+        "denied: Pod shop/client may not ask the cluster's DNS for the address of Service shop/web: egress "
+        "policy shop/shut of Pod shop/client does not let it out to Pod kube-system/dns on UDP 53",
+        target="svc/web",
+        changes=["spec.egress"],
+    ),
+    Case(
+        "an external address that the configuration does not allow",
+        [CLIENT, WEB, service("shop/web", externalIPs=["198.51.100.7"])],
+        "not-served",
+        "denied: Service shop/web is not served at 198.51.100.7: its spec.externalIPs[0] is in no range of "
+        "the agent's setting external_ips",
+        target="198.51.100.7",
+    ),
+    Case(
+        "a Service that another proxy serves",
+        [CLIENT, WEB, labelled(service("shop/web"), **ANOTHER_PROXY)],
+        "not-served",
+        "denied: Service shop/web has the label service.kubernetes.io/service-proxy-name: podwall leaves it "
+        "to another proxy",
+        target="svc/web",
+    ),
+    Case(
+        "an older Service has the address",
+        [CLIENT, WEB, service("shop/web", **AT), aged(service("other/web", **AT))],
+        "address-conflict",
+        "denied: Service other/web is older and has port 80/TCP of 10.96.9.9, so nothing of it comes to "
+        "Service shop/web",
+        target="svc/web",
+    ),
+    Case(
+        "a client that the load balancer's source ranges do not hold",
+        [WEB, balanced(service("shop/web", **FOR_SOME), "198.51.100.9")],
+        "source-ranges",
+        "denied: loadBalancerSourceRanges of Service shop/web does not hold 203.0.113.10: it is dropped",
+        source="203.0.113.10",
+        target="198.51.100.9",
+    ),
+    Case(
+        "a port of the node that a Pod has",
+        [CLIENT, host_port(WEB, 18080)],
+        "allowed",
+        "allowed: Pod shop/client may connect to Pod shop/web on TCP 8080 "
+        "(no policy isolates either end in this direction)",
+        target="node-1",
+        port=18080,
+        allowed=True,
+    ),
+    Case(
+        "a headless Service translates no port",
+        [CLIENT, WEB, service("shop/web", clusterIP="None")],
+        "target-port",
+        "doubtful: Service shop/web is headless: its name answers the Pods' own addresses, and nobody "
+        "translates port 80 to 8080; connect to that",
         target="svc/web",
     ),
 ]  # fmt: skip
@@ -261,7 +453,6 @@ def test_a_client_from_outside_seems_to_be_the_node_where_it_came_in() -> None:
         ("nobody", 80, "is no Pod, Service or node in namespace shop"),
         ("gone/web", 80, "there is no namespace gone"),
         ("other/web", 80, "is not in namespace other, but there is Pod shop/web"),
-        ("pod/web", "https", "has no TCP port named 'https'"),
         ("node-1", None, "which port of Node node-1?"),
     ],
 )  # fmt: skip

@@ -1,0 +1,226 @@
+"""What policies say of a first packet to each place where it may end, in one answer. Pure.
+
+packet, endpoints --judge--> a view of each: egress, ingress --> the sentence, steps and changes
+                                                             --> what each node's rules have to do (legs)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from agent.cluster.model import IPAddress
+from agent.explain.answer import Answer, Stage, Step
+from agent.explain.fields import Field
+from agent.explain.legs import Leg
+from agent.explain.near import elsewhere, miss, nearest
+from agent.explain.policy import Judgement, Packet, RuleView, judge
+from agent.explain.question import Question
+from agent.explain.remedy import Change, change_for
+from agent.explain.route import Target
+from agent.explain.words import rule_in_words
+from agent.explain.world import World, is_node, node_of, title
+
+NEAREST = 3  # rules of a denial that are told
+MOST_LEGS = 8  # nodes that are asked about one connection
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A first packet as it is sent: from whom, to what; node `entry` chooses its end, "" is unknown."""
+
+    question: Question
+    source: IPAddress
+    entry: str
+    address: IPAddress | None
+    number: int
+    sticky: bool = False
+
+    def leg(self, ends: dict[tuple[IPAddress, int], bool], *, silent: bool = False) -> Leg:
+        """What the node that chooses the end has to do."""
+        assert self.address is not None
+        local = is_node(self.question.source) and node_of(self.question.source) == self.entry
+        return Leg(
+            node=self.entry,
+            source=self.source,
+            target=self.address,
+            port=self.number,
+            protocol=self.question.protocol,
+            ends=ends,
+            local=local,
+            sticky=self.sticky,
+            silent=silent,
+        )
+
+
+def judged(world: World, way: Sent, targets: Sequence[Target], before: tuple[Step, ...]) -> Answer:
+    """What the policies say of each target; allowed when at least one may be reached."""
+    views = [_View.of(world, way, target) for target in targets]
+    open_ones = [view for view in views if view.allowed]
+    shown = (open_ones or views)[0]
+    what = f"{way.question.protocol} {shown.packet.port}"
+    told = Answer(
+        allowed=bool(open_ones),
+        cause="allowed",
+        sentence="",
+        steps=(*before, *(step for view in _distinct(views) for step in view.steps(world))),
+        legs=tuple(_legs(way, views)),
+        targets=tuple((view.target, view.allowed) for view in views),
+    )
+    if not open_ones:
+        changes = tuple(change for change in shown.changes(world) if change is not None)
+        cause = f"{shown.denial.direction.lower()}-denied"
+        denial = _denial(shown, what)
+        sentence = f"denied: {denial}{_because(world, shown)}"
+        return replace(told, cause=cause, sentence=sentence, changes=changes, denial=denial)
+    if len(open_ones) < len(views):
+        text = f"allowed in part: {len(open_ones)} of {len(views)} endpoints let it in on {what}"
+        return replace(told, cause="policy-part", sentence=text)
+    return replace(told, sentence=_allowed(shown, what))
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """One packet to one target, and what both directions' policies say of it."""
+
+    source: str
+    target: Target
+    packet: Packet
+    asked_port: int
+    judgements: tuple[Judgement, ...]
+
+    @classmethod
+    def of(cls, world: World, way: Sent, target: Target) -> _View:
+        packet = Packet(way.source, target.address, way.question.protocol, target.port)
+        egress = judge(world, "Egress", packet)
+        seen = packet._replace(source=target.seen_source or way.source)
+        ingress = judge(world, "Ingress", seen)
+        return cls(title(way.question.source), target, seen, way.number, (egress, ingress))
+
+    @property
+    def allowed(self) -> bool:
+        return all(each.allowed for each in self.judgements)
+
+    @property
+    def denial(self) -> Judgement:
+        return next(each for each in self.judgements if not each.allowed)
+
+    def allowed_on(self, node: str) -> bool:
+        """Whether the Pods of this node, alone, let it pass."""
+        return all(each.allowed for each in self.judgements if each.pod is not None and each.pod.node == node)
+
+    @property
+    def home(self) -> str:
+        """The node of the Pod that it ends at, "" for no Pod."""
+        pod = self.judgements[1].pod
+        return pod.node if pod is not None else ""
+
+    def changes(self, world: World) -> Iterator[Change | None]:
+        for each in self.judgements:
+            yield change_for(world, each, self.packet)
+
+    def steps(self, world: World) -> Iterator[Step]:
+        if self.target.seen_source is not None:
+            yield Step(
+                "masquerade", None, f"its source becomes {self.target.seen_source}: {self.target.reason}"
+            )
+        for each in self.judgements:
+            if each.pod is not None:
+                stage: Stage = "egress" if each.direction == "Egress" else "ingress"
+                yield Step(stage, each.allowed, self._said(world, each), tuple(_decides(each)))
+
+    def _said(self, world: World, of: Judgement) -> str:
+        pod = title(of.pod) if of.pod else ""
+        if not of.isolating:
+            return f"allowed: no policy isolates {pod} for {of.direction.lower()}"
+        if of.reason:
+            return f"allowed: {of.reason}"
+        if of.admitting:
+            said = rule_in_words(of.admitting.rule, of.direction)
+            return f"allowed: {_named(of.admitting)} admits it ({said})"
+        names = ", ".join("/".join(policy.key) for policy in of.isolating)
+        near = "; ".join(
+            f"{_named(rule)} is {rule_in_words(rule.rule, rule.direction)}: {self.misses(world, rule)}"
+            for rule in nearest(of)[:NEAREST]
+        )
+        return f"denied: {pod} is isolated by {names}" + (f"; {near}" if near else ", which admits nothing")
+
+    def misses(self, world: World, rule: RuleView) -> str:
+        """Why a rule does not admit it."""
+        return miss(world, rule, self.packet, self.asked_port)
+
+
+def _legs(way: Sent, views: Sequence[_View]) -> Iterator[Leg]:
+    """The node that chooses the end, then those of the Pods where it may end."""
+    question = way.question
+    if way.entry and way.address is not None:
+        yield way.leg({(each.target.address, each.target.port): each.allowed_on(way.entry) for each in views})
+    seen: set[str] = {way.entry}
+    for view in views:
+        if view.home and view.home not in seen and len(seen) <= MOST_LEGS:
+            seen.add(view.home)
+            end = view.target.address, view.target.port
+            ends = {end: view.allowed_on(view.home)}
+            yield Leg(view.home, view.packet.source, *end, question.protocol, ends)
+
+
+def _decides(of: Judgement) -> Iterator[Field]:
+    """The rule that admits it; else the rules that came nearest, or the policies without any."""
+    if not of.isolating or of.reason:
+        return
+    rules = [of.admitting] if of.admitting else nearest(of)[:NEAREST]
+    for rule in rules:
+        yield Field("NetworkPolicy", *rule.policy.key, ("spec", rule.direction.lower(), rule.index))
+    if not rules:
+        for policy in of.isolating:
+            yield Field("NetworkPolicy", *policy.key, ("spec", "podSelector"))
+
+
+def _distinct(views: Sequence[_View]) -> Iterator[_View]:
+    """One view of those that are judged alike: the replicas of one workload mostly are."""
+    seen: set[tuple[object, ...]] = set()
+    for view in views:
+        kind = tuple((each.allowed, tuple(of.key for of in each.isolating)) for each in view.judgements)
+        if kind not in seen:
+            seen.add(kind)
+            yield view
+
+
+def _named(rule: RuleView) -> str:
+    return f"{'/'.join(rule.policy.key)} {rule.field}"
+
+
+def _denial(view: _View, what: str) -> str:
+    denial = view.denial
+    names = ", ".join("/".join(policy.key) for policy in denial.isolating)
+    policies = f"{'policy' if len(denial.isolating) == 1 else 'policies'} {names}"
+    theirs, does = view.target.title, "does not" if len(denial.isolating) == 1 else "do not"
+    if denial.direction == "Egress":
+        return f"egress {policies} of {view.source} {does} let it out to {theirs} on {what}"
+    return f"ingress {policies} of {theirs} {does} let {view.source} in on {what}"
+
+
+def _because(world: World, view: _View) -> str:
+    """What is wrong, where one thing alone is: a policy that stands elsewhere, or a rule that nearly fits."""
+    denial = view.denial
+    if moved := elsewhere(world, denial, view.packet):
+        return (
+            f"; {'/'.join(moved.key)} would, but it stands in namespace {moved.namespace}, "
+            f"where it selects no Pod, not in {denial.pod.namespace if denial.pod else ''}"
+        )
+    near = [rule for rule in nearest(denial) if rule.peer_fits or rule.port_fits]
+    if len(denial.rules) == 1 or len(near) == 1:
+        rule = near[0] if near else denial.rules[0]
+        return f": {_of_rule(denial, rule)}{view.misses(world, rule)}"
+    return ""
+
+
+def _of_rule(denial: Judgement, rule: RuleView) -> str:
+    return "" if len(denial.isolating) == 1 else f"of {'/'.join(rule.policy.key)}, "
+
+
+def _allowed(view: _View, what: str) -> str:
+    rules = [each.admitting for each in view.judgements if each.isolating and not each.reason]
+    by = " and ".join(_named(rule) for rule in rules if rule is not None)
+    reason = f"by {by}" if by else "no policy isolates either end in this direction"
+    return f"allowed: {view.source} may connect to {view.target.title} on {what} ({reason})"
