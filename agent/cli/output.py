@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import click
 
@@ -42,32 +42,41 @@ class Column(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Coloured:
-    """A line in one of click's colours where a person reads it; elsewhere, and with NO_COLOR, plain."""
+    """Text in one of click's colours where a person reads it; elsewhere, and with NO_COLOR, plain."""
 
     text: str
     colour: str
 
 
-def show(output: str, content: Any, text: Callable[[], Iterable[str | Coloured]]) -> None:
+Line: TypeAlias = str | Coloured | Sequence[str | Coloured]
+"""One line; of several colours where it is a sequence of parts."""
+
+
+def show(output: str, content: Any, text: Callable[[], Iterable[Line]]) -> None:
     """Print content as json or yaml, or else the lines made of it; `content` is plain data."""
     if output == "json":
         click.echo(json.dumps(content, indent=2))
     elif output == "yaml":
         import yaml  # noqa: PLC0415 - only this form needs it
 
-        click.echo(str(yaml.safe_dump(content, sort_keys=False)).rstrip())
+        dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # ten times as fast, where libyaml is there
+        click.echo(str(yaml.dump(content, Dumper=dumper, sort_keys=False)).rstrip())
     else:
         for line in text():
             say(line)
 
 
-def say(line: str | Coloured) -> None:
+def say(line: Line) -> None:
     """Print one line, escaped."""
-    if isinstance(line, Coloured):
-        plain = bool(os.environ.get("NO_COLOR"))
-        click.echo(printable(line.text) if plain else click.style(printable(line.text), fg=line.colour))
-    else:
-        click.echo(printable(line))
+    parts = (line,) if isinstance(line, (str, Coloured)) else line
+    click.echo("".join(map(_part, parts)))
+
+
+def _part(of: str | Coloured) -> str:
+    if isinstance(of, str):
+        return printable(of)
+    plain = bool(os.environ.get("NO_COLOR"))
+    return printable(of.text) if plain else click.style(printable(of.text), fg=of.colour)
 
 
 def table(rows: Sequence[T], columns: Sequence[Column[T]], *, wide: bool = False) -> list[str]:
