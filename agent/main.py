@@ -20,12 +20,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
-from agent import asked, calls, datapath, held, http, metrics, node, probe, proofs, services
+from agent import asked, calls, datapath, doctor, held, http, metrics, node, probe, proofs, services
 from agent import log as logs
 from agent.cluster.errors import ApiError
 from agent.cluster.model import Event, Node, Synced
@@ -39,6 +39,7 @@ from agent.pods.ledger import Ledger, LedgerError
 from agent.pods.model import Attachment
 from agent.pods.server import Server, ServerError
 from agent.pods.wiring import Wiring, WiringError
+from agent.policy_status import PolicyState
 from agent.reconcile import Reconciler
 from agent.repairs import Repairs
 from agent.reports import Reports
@@ -258,7 +259,32 @@ class Agent:
             **self._probes(),
             **held.answers(holdings),
             **proofs.answers(subject),
+            **doctor.answers(self._known),
         }
+
+    def _known(self) -> doctor.Known:
+        """What `podwall doctor` is told beside what it looks at itself."""
+        snapshot = self.datapath.store.snapshot
+        own = snapshot.nodes.get(self.config.node_name)
+        problems = [f"{each.kind} {each.object}: {each.problem}" for each in self.reports.current()]
+        addresses = self.attachments.addresses.use()
+        return doctor.Known(
+            self.config,
+            own=own,
+            peers=[node for node in snapshot.nodes.values() if node is not own],
+            ways=self.plan.paths,
+            pod_mtu=self._pod_mtu,
+            underlay=self.plan.underlay.version if self.plan.underlay else 4,
+            pod_cidrs=[cidr for node in snapshot.nodes.values() for cidr in node.pod_cidrs],
+            agent={
+                "not_ready": self.not_ready_all(),
+                "problems": list(self.route_problems),
+                "services": "on" if self.services.serving else "off",
+                "addresses": [{**each._asdict(), "cidr": str(each.cidr)} for each in addresses],
+                "object_problems": len(problems),
+                "first_object_problem": problems[0] if problems else "",
+            },
+        )
 
     def _distrust_rules(self) -> None:
         self.datapath.resync()
@@ -394,10 +420,20 @@ class Agent:
             "last_commit": self.datapath.rules.last_commit,
             "last_check": self.datapath.rules.last_check,
             "repairs": self.repairs.status(),
+            "policies": _policies(self.datapath.policy_states()),
             "watches": self.source.watches(),
             "services": self.services.status(),
             "load_balancer": self.load_balancer.status() if self.load_balancer else None,
         }
+
+
+def _policies(states: Sequence[PolicyState]) -> Mapping[str, int]:
+    """How many policies select Pods of this node, how many of them wait, and how many are in audit mode."""
+    return {
+        "selecting": len(states),
+        "waiting": sum(state.waiting for state in states),
+        "audit": sum(state.mode == "audit" for state in states),
+    }
 
 
 async def _every(seconds: float, do: Callable[[], Awaitable[None]]) -> None:

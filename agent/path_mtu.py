@@ -119,7 +119,7 @@ class _Echoes:
         if len(data) < start + _ECHO.size:
             return -1
         kind, _, _, number, sequence = _ECHO.unpack_from(data, start)
-        return sequence if (kind, number) == (_REPLY[version], self._id) else -1
+        return int(sequence) if (kind, number) == (_REPLY[version], self._id) else -1
 
 
 def _socket(version: int) -> socket.socket:

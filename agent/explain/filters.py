@@ -6,11 +6,50 @@ Pods (a port, a state, a set) decides nothing, so "drops" means: unless a rule a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
-from agent.nft.foreign import Chain, Rules
-
+HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
 DEEPEST = 16
+"""So many jumps are followed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A chain; `hook` "" for one that is only jumped to, `policy` accept or drop."""
+
+    family: str
+    table: str
+    name: str
+    hook: str = ""
+    priority: int = 0
+    policy: str = "accept"
+    kind: str = ""
+
+    def __str__(self) -> str:
+        return f"table {self.family} {self.table}, chain {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """`fits`: every packet of some Pod meets its conditions. `verdict` "" goes on, `to` is a jump's chain."""
+
+    fits: bool
+    verdict: str = ""
+    to: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Chains by family, table and name, and the rules that were read of them."""
+
+    chains: Mapping[tuple[str, str, str], Chain] = field(default_factory=dict)
+    rules: Mapping[Chain, tuple[Rule, ...]] = field(default_factory=dict)
+
+    def at_hooks(self) -> tuple[Chain, ...]:
+        """The filter chains that a hook calls, in the order of hook and priority."""
+        found = [each for each in self.chains.values() if each.hook and each.kind == "filter"]
+        return tuple(sorted(found, key=lambda each: (HOOKS.index(each.hook), each.priority, str(each))))
 
 
 def dropping(rules: Rules) -> Iterator[tuple[Chain, str]]:

@@ -14,15 +14,15 @@ import errno
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import ip_network
 
 from agent import nfnetlink
 from agent.cluster.model import IPNetwork
+from agent.explain.filters import HOOKS, Chain, Rule, Rules
 from agent.pods.rtnetlink import attribute, attributes
 
 FAMILIES = {1: "inet", 2: "ip", 10: "ip6"}
-HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
 MOST_CHAINS = 200
 """So many chains' rules are read at most."""
 
@@ -41,44 +41,6 @@ _ADDRESSES = {(12, 4): 4, (16, 4): 4, (8, 16): 6, (24, 16): 6}
 """Where source and destination stand in the header of the network, and the address's version."""
 
 _CONDITIONS = {"cmp", "lookup", "range", "match", "limit", "quota", "connlimit"}
-
-
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """A chain; `hook` "" for one that is only jumped to, `policy` accept or drop."""
-
-    family: str
-    table: str
-    name: str
-    hook: str = ""
-    priority: int = 0
-    policy: str = "accept"
-    kind: str = ""
-
-    def __str__(self) -> str:
-        return f"table {self.family} {self.table}, chain {self.name}"
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """`fits`: every packet of some Pod meets its conditions. `verdict` "" goes on, `to` is a jump's chain."""
-
-    fits: bool
-    verdict: str = ""
-    to: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """Chains by family, table and name, and the rules that were read of them."""
-
-    chains: Mapping[tuple[str, str, str], Chain] = field(default_factory=dict)
-    rules: Mapping[Chain, tuple[Rule, ...]] = field(default_factory=dict)
-
-    def at_hooks(self) -> tuple[Chain, ...]:
-        """The filter chains that a hook calls, in the order of hook and priority."""
-        found = [each for each in self.chains.values() if each.hook and each.kind == "filter"]
-        return tuple(sorted(found, key=lambda each: (HOOKS.index(each.hook), each.priority, str(each))))
 
 
 def read(own: Iterable[tuple[str, str]], pod_cidrs: Iterable[IPNetwork]) -> Rules:
