@@ -274,6 +274,10 @@ class Datapath:
         pods = self.store.snapshot.pods.values()
         return frozenset(address for pod in pods if not pod.host_network for address in pod.ips)
 
+    def links(self) -> dict[IPAddress, str]:
+        """The host ends of this node's Pods' links, by the Pods' addresses."""
+        return {address: each.link for each in self._attached.values() for address in each.addresses}
+
     def named(self, address: IPAddress) -> str:
         """The Pods of the cluster whose own address this is, as namespace/name; "" for none."""
         pods = self.store.snapshot.pods_at(address).items()
@@ -316,8 +320,7 @@ class Datapath:
     async def _judge(self) -> Callable[[Flow], bool]:
         """Whether a flow is allowed by the rules in force now."""
         local = await self._local_addresses()
-        links_of = {address: each.link for each in self._attached.values() for address in each.addresses}
-        judge = flows.Judge(Evaluator(self.rules.ruleset), links_of, local)
+        judge = flows.Judge(Evaluator(self.rules.ruleset), self.links(), local)
         return self._answers.judge(judge.allowed)
 
 

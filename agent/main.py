@@ -25,7 +25,7 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
-from agent import asked, calls, datapath, doctor, held, http, metrics, node, probe, proofs, services
+from agent import asked, calls, datapath, doctor, held, http, metrics, node, probe, proofs, services, verify
 from agent import log as logs
 from agent.cluster.errors import ApiError
 from agent.cluster.model import Event, Node, Synced
@@ -260,7 +260,20 @@ class Agent:
             **held.answers(holdings),
             **proofs.answers(subject),
             **doctor.answers(self._known),
+            **verify.answers(self._verified()),
         }
+
+    def _verified(self) -> verify.Subject:
+        """What `podwall why` asks the kernel's rules through."""
+        balancer = self.load_balancer
+        return verify.Subject(
+            self.config,
+            self.datapath.kernel,
+            links=self.datapath.links,
+            local=self.route_kernel.local_addresses,
+            serving=lambda: (self.services.serving, self.services.why()),
+            announced=lambda: sorted(map(str, balancer.announced())) if balancer else [],
+        )
 
     def _known(self) -> doctor.Known:
         """What `podwall doctor` is told beside what it looks at itself."""
