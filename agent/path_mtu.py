@@ -146,7 +146,7 @@ def _make_room(sock: socket.socket) -> None:
 
 
 def _checksum(packet: bytes) -> int:
-    total = sum(struct.unpack(f"!{len(packet) // 2}H", packet[: len(packet) // 2 * 2]))
+    total: int = sum(struct.unpack(f"!{len(packet) // 2}H", packet[: len(packet) // 2 * 2]))
     total += packet[-1] << 8 if len(packet) % 2 else 0
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
 
 import click
 
@@ -68,6 +69,25 @@ class Asked:
             return by_api(api_client(kubeconfig, self.context))
         except ApiError as error:
             raise Unreachable(f"the API server cannot be asked: {error}") from error
+
+    def nodes(self) -> tuple[str, ...]:
+        """The names of the cluster's Nodes, whether they have an agent or not. Raises Unreachable."""
+        if self.files:
+            return tuple(sorted(self.snapshot().nodes))
+        kubeconfig = self._kubeconfig()
+        return tuple(_lab_sockets()) if kubeconfig is None else _nodes_of_api(kubeconfig, self.context)
+
+    @property
+    def named(self) -> bool:
+        """Whether some cluster is said, or found: manifests, a kubeconfig, or a lab."""
+        from lab.state import read_settings  # noqa: PLC0415 - only this question needs it
+
+        return bool(self.files or self.lab or self._kubeconfig() or read_settings())
+
+    def client(self) -> ApiClient | None:
+        """The API server; None where the lab or manifests are asked."""
+        kubeconfig = None if self.files else self._kubeconfig()
+        return api_client(kubeconfig, self.context) if kubeconfig else None
 
     @property
     def live(self) -> bool:
@@ -166,6 +186,25 @@ def api_client(kubeconfig: Path, context: str) -> ApiClient:
     from agent.cluster.credentials import credential_source  # noqa: PLC0415
 
     return ApiClient(credential_source(kubeconfig=kubeconfig, context=context), "podwall")
+
+
+def _nodes_of_api(kubeconfig: Path, context: str) -> tuple[str, ...]:
+    from agent.cluster.errors import ApiError  # noqa: PLC0415 - only this way needs it
+
+    client = api_client(kubeconfig, context)
+    names: list[str] = []
+    continues = ""
+    try:
+        while True:
+            page = client.read(f"/api/v1/nodes?limit=500&continue={continues}")
+            names += (node["metadata"]["name"] for node in page["items"])
+            continues = quote(page["metadata"].get("continue", ""), safe="")
+            if not continues:
+                return tuple(sorted(names))
+    except ApiError as error:
+        raise Unreachable(f"the API server cannot be asked: {error}") from error
+    finally:
+        client.close()
 
 
 def _of_api(kubeconfig: Path, context: str) -> Snapshot:
