@@ -30,19 +30,17 @@ from typing import Literal
 
 from agent.cluster.model import Direction
 from agent.compile.names import TABLE, comment
-from agent.compile.peers import ADDRESS_TYPES, FAMILIES
+from agent.compile.packets import ADDRESS_TYPES, FAMILIES, IP, on_pod_link
 from agent.compile.verdicts import (
     DENIALS,
     ESTABLISHED,
     FILTER,
     ICMP,
-    IP,
     LOG_GROUP,
     LOG_PREFIX,
     LOGGED_BYTES,
     NOT_FIRST,
     RELATED,
-    from_pod_link,
 )
 from agent.nft.model import (
     ACCEPT,
@@ -106,7 +104,7 @@ def _sets() -> Iterator[Set]:
 def _chains() -> Iterator[Chain]:
     both = (*_judge("Egress"), *_judge("Ingress"))
     yield Chain(TABLE, "audit_forward", (*_before(), *both), _hook("forward"))
-    to_node = Rule((*from_pod_link(), Verdict("jump", "audit_pod_to_node")))
+    to_node = Rule((*on_pod_link("iifname"), Verdict("jump", "audit_pod_to_node")))
     yield Chain(TABLE, "audit_input", (to_node,), _hook("input"))
     yield Chain(TABLE, "audit_pod_to_node", (*_before(), *_judge("Egress")))
     yield Chain(TABLE, "audit_midstream", tuple(_midstream()))

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from agent.cluster.model import Family
 from agent.compile.names import SERVICES_TABLE
-from agent.compile.service_chains import BALANCERS, CT_MARK, IP, LISTS, MARK, SERVING, STICKY_CLIENTS
+from agent.compile.packets import IP
+from agent.compile.service_chains import BALANCERS, CT_MARK, LISTS, MARK, SERVING, STICKY_CLIENTS
 from agent.nft.model import (
     Assign,
     Chain,

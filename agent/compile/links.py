@@ -41,13 +41,13 @@ from ipaddress import ip_network
 from typing import Literal
 
 from agent.cluster.model import Node
-from agent.compile.names import ARP_TABLE, DEVICE_PREFIX, LINK_PREFIX, TABLE, comment
+from agent.compile.names import ARP_TABLE, TABLE, comment
+from agent.compile.packets import ADDRESS_TYPES, FAMILIES, IP, Interface, link_and, on_pod_link
 from agent.nft.model import (
     DROP,
     RETURN,
     Address,
     Chain,
-    Concat,
     Counter,
     Ct,
     CtState,
@@ -71,10 +71,8 @@ from agent.nft.model import (
     Rule,
     Set,
     SetName,
-    Statement,
     Table,
     Verdict,
-    Wildcard,
 )
 
 BEFORE_DEFRAGMENTATION = -450
@@ -96,9 +94,6 @@ LINK_CONTROL = frozenset({Range(130, 138), Range(141, 143), Range(148, 149), Ran
 
 ROUTER_MESSAGES = frozenset({IcmpType.REDIRECT, IcmpType.ROUTER_ADVERTISEMENT, IcmpType.ROUTER_SOLICITATION})
 TO_MANY = frozenset({FibType.BROADCAST, FibType.MULTICAST})
-
-_IP: dict[int, Literal["ip", "ip6"]] = {4: "ip", 6: "ip6"}
-_ADDRESS = {4: "ipv4_addr", 6: "ipv6_addr"}
 
 
 def link_owner(container_id: str, ifname: str) -> Owner:
@@ -156,7 +151,7 @@ def _tables() -> Iterator[Item]:
 
 
 def _sets() -> Iterator[Item]:
-    for version, kind in _ADDRESS.items():
+    for version, kind in ADDRESS_TYPES.items():
         yield Set(TABLE, POD_LINKS[version].name, ("ifname", kind))
         yield Set(TABLE, POD_ADDRESSES[version].name, (kind,))
         yield Set(TABLE, POD_CIDRS[version].name, (kind,), flags=frozenset({"interval"}))
@@ -174,9 +169,9 @@ def _link_chains() -> Iterator[Item]:
 
 def _source() -> Chain:
     """Who comes by a Pod's link must have its address; who comes by any other must not have a Pod's."""
-    rules = [Rule((*_on_pod_link("iifname"), Verdict("goto", "from_link")))]
+    rules = [Rule((*on_pod_link("iifname"), Verdict("goto", "from_link")))]
     for version, name in POD_ADDRESSES.items():
-        key = Payload(_IP[version], "saddr")
+        key = Payload(IP[version], "saddr")
         rules.append(_drop(Match(key, "==", Named(name.name)), why="source address is of a Pod of this node"))
     return Chain(TABLE, "link_source", tuple(rules), Hook("filter", "prerouting", BEFORE_DEFRAGMENTATION))
 
@@ -195,21 +190,16 @@ def _control() -> Iterator[Rule]:
 
 
 def _hooked(
-    name: str, hook: Literal["prerouting", "postrouting"], priority: int, interface: str, target: str
+    name: str, hook: Literal["prerouting", "postrouting"], priority: int, interface: Interface, target: str
 ) -> Chain:
     """A base chain that sends packets of Pods' links to another chain and lets all others pass at once."""
-    rule = Rule((*_on_pod_link(interface), Verdict("jump", target)))
+    rule = Rule((*on_pod_link(interface), Verdict("jump", target)))
     return Chain(TABLE, name, (rule,), Hook("filter", hook, priority))
 
 
-def _on_pod_link(interface: str) -> tuple[Statement, ...]:
-    key = Meta(interface)
-    return Match(key, "==", Wildcard(LINK_PREFIX)), Match(key, "!=", Wildcard(DEVICE_PREFIX))
-
-
-def _not_of_the_link(interface: str, field: str, word: str) -> Iterator[Rule]:
+def _not_of_the_link(interface: Interface, field: Literal["saddr", "daddr"], word: str) -> Iterator[Rule]:
     for version, name in POD_LINKS.items():
-        key = Concat((Meta(interface), Payload(_IP[version], field)))
+        key = link_and(interface, version, field)
         yield _drop(Match(key, "!=", Named(name.name)), why=f"{word} address is not of this link")
 
 
@@ -218,15 +208,13 @@ def _drop(*matches: Match, why: str) -> Rule:
 
 
 def _masquerade(on: bool) -> Chain:
-    rules = (*map(_hairpin, _IP), *(map(_leaving, _IP) if on else ()))
+    rules = (*map(_hairpin, FAMILIES), *(map(_leaving, FAMILIES) if on else ()))
     return Chain(TABLE, "leave_cluster", rules, Hook("nat", "postrouting", SOURCE_NAT))
 
 
 def _hairpin(version: int) -> Rule:
     """Under its own address the Pod would answer itself, and nobody would translate the answer back."""
-    back = Match(
-        Concat((Meta("oifname"), Payload(_IP[version], "saddr"))), "==", Named(POD_LINKS[version].name)
-    )
+    back = Match(link_and("oifname", version, "saddr"), "==", Named(POD_LINKS[version].name))
     translated = Match(Ct("status"), "in", CtStatus.DNAT)
     return Rule(
         (translated, back, Counter(), Nat("masquerade", flags=frozenset({"fully-random"}))),
@@ -237,8 +225,8 @@ def _hairpin(version: int) -> Rule:
 def _leaving(version: int) -> Rule:
     return Rule(
         (
-            Match(Payload(_IP[version], "saddr"), "==", Named(POD_CIDRS[version].name)),
-            Match(Payload(_IP[version], "daddr"), "!=", Named(CLUSTER_RANGES[version].name)),
+            Match(Payload(IP[version], "saddr"), "==", Named(POD_CIDRS[version].name)),
+            Match(Payload(IP[version], "daddr"), "!=", Named(CLUSTER_RANGES[version].name)),
             Counter(),
             Nat("masquerade", flags=frozenset({"fully-random"})),
         ),
@@ -251,6 +239,6 @@ def _arp_chains() -> Iterator[Item]:
     yield _no_arp("output", "oifname")
 
 
-def _no_arp(hook: Literal["input", "output"], interface: str) -> Chain:
-    rule = Rule((*_on_pod_link(interface), Counter(), DROP), "neighbours on Pod links are permanent")
+def _no_arp(hook: Literal["input", "output"], interface: Interface) -> Chain:
+    rule = Rule((*on_pod_link(interface), Counter(), DROP), "neighbours on Pod links are permanent")
     return Chain(ARP_TABLE, f"link_{hook}", (rule,), Hook("filter", hook, FILTER))

@@ -24,12 +24,11 @@ from typing import TypeAlias
 
 from agent.cluster.model import EVERYTHING, ContainerPort, Family, Pod, Protocol, SelectorPeer
 from agent.compile.names import TABLE, comment
+from agent.compile.packets import ADDRESS_TYPES, FAMILIES
 from agent.compile.selectors import Selector
 from agent.nft.model import Address, Element, Owner, Proto, Set, SetName
 
 ID_DIGITS = 24
-FAMILIES: tuple[Family, ...] = (4, 6)
-ADDRESS_TYPES: dict[int, str] = {4: "ipv4_addr", 6: "ipv6_addr"}
 PROTO: dict[Protocol, Proto] = {"TCP": Proto.TCP, "UDP": Proto.UDP, "SCTP": Proto.SCTP}
 
 Scope: TypeAlias = str | Selector | None

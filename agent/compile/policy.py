@@ -44,8 +44,9 @@ from agent.cluster.model import (
 )
 from agent.compile import audit
 from agent.compile.names import TABLE, comment
+from agent.compile.packets import IP
 from agent.compile.peers import PROTO, Peer, PortName, anybody, identity, peer_of
-from agent.compile.verdicts import IP, deny, to_itself
+from agent.compile.verdicts import deny, to_itself
 from agent.nft.model import (
     ACCEPT,
     RETURN,

@@ -30,7 +30,8 @@ from agent.compile.balancers import MOST_STICKY, Balancer
 from agent.compile.endpoints import Backend, Reach, unusable
 from agent.compile.links import outermost
 from agent.compile.names import comment
-from agent.compile.peers import FAMILIES, PROTO
+from agent.compile.packets import FAMILIES
+from agent.compile.peers import PROTO
 from agent.compile.service_ids import Name
 from agent.nft.model import Element, Key, Owner, Proto
 

@@ -52,8 +52,8 @@ from typing import Literal
 
 from agent.cluster.model import Family
 from agent.compile.links import outermost
-from agent.compile.names import DEVICE_PREFIX, LINK_PREFIX, SERVICES_TABLE
-from agent.compile.peers import ADDRESS_TYPES, FAMILIES
+from agent.compile.names import SERVICES_TABLE
+from agent.compile.packets import ADDRESS_TYPES, FAMILIES, IP, on_pod_link
 from agent.nft.model import (
     DROP,
     RETURN,
@@ -87,7 +87,6 @@ from agent.nft.model import (
     Table,
     Verdict,
     VerdictMap,
-    Wildcard,
 )
 
 STATIC: Owner = ("services",)
@@ -108,7 +107,6 @@ _OWN_ALONE: dict[int, tuple[Network, ...]] = {
     6: (IPv6Network("::1/128"), IPv6Network("fe80::/10")),
 }
 _TRANSPORTS = frozenset({Proto.TCP, Proto.UDP, Proto.SCTP})
-IP: dict[int, Literal["ip", "ip6"]] = {4: "ip", 6: "ip6"}
 MARK, CT_MARK = Meta("mark"), Ct("mark")
 _PORT = ("inet_proto", "inet_service")
 _TO = (Meta("l4proto"), Payload("th", "dport"))
@@ -285,7 +283,7 @@ def _prerouting(family: Family, where: tuple[Match, ...]) -> Iterator[Rule]:
     Otherwise its own node has translated it. So nothing it sends leaves here under this node's address.
     """
     yield _not_admitted(family)
-    yield _to(f"from_here_ipv{family}", *_on_pod_link("iifname"))
+    yield _to(f"from_here_ipv{family}", *on_pod_link("iifname"))
     other_pod = Match(Payload(IP[family], "saddr"), "==", Named(POD_CIDRS[family].name))
     own = (other_pod, *_to_own_address(family), *where)
     yield _found(family, OUTSIDE_NODE_PORTS, Concat(_TO), *own)
@@ -401,8 +399,8 @@ def _refuse() -> Iterator[Rule]:
 
 def _leaving() -> Iterator[Rule]:
     yield Rule((Assign(CT_MARK, 0),))
-    yield Rule((*_on_pod_link("iifname"), RETURN), "from a Pod of this node")
-    yield Rule((*_on_pod_link("oifname"), RETURN), "to a Pod of this node")
+    yield Rule((*on_pod_link("iifname"), RETURN), "from a Pod of this node")
+    yield Rule((*on_pod_link("oifname"), RETURN), "to a Pod of this node")
     yield Rule((Match(Fib(("saddr",), "type"), "==", FibType.LOCAL), RETURN), "from the node itself")
     yield _to("own_address")
 
@@ -413,7 +411,7 @@ def _invalid() -> Iterator[Chain]:
     yield _hooked("services_forward", "filter", "forward", FILTER, (jump,))
     yield _chain(
         "invalid",
-        (Rule((*_on_pod_link(interface), Counter(), DROP)) for interface in ("iifname", "oifname")),
+        (Rule((*on_pod_link(interface), Counter(), DROP)) for interface in ("iifname", "oifname")),
     )
     from_pods = (
         Rule(
@@ -444,11 +442,6 @@ def _address_and_port(family: Family) -> Concat:
 def _node_port_address(family: Family, limited: bool) -> tuple[Match, ...]:
     target = Payload(IP[family], "daddr")
     return (Match(target, "==", Named(NODE_PORT_ADDRESSES[family].name)),) if limited else ()
-
-
-def _on_pod_link(interface: str) -> tuple[Match, Match]:
-    key = Meta(interface)
-    return Match(key, "==", Wildcard(LINK_PREFIX)), Match(key, "!=", Wildcard(DEVICE_PREFIX))
 
 
 def _to(chain: str, *conditions: Match) -> Rule:

@@ -30,7 +30,7 @@ from agent.compile import service as of_service
 from agent.compile import service_chains as chains
 from agent.compile.balancers import Balancer
 from agent.compile.endpoints import Backend, candidates, choose, has_hints, ready_here
-from agent.compile.peers import FAMILIES
+from agent.compile.packets import FAMILIES
 from agent.compile.service import (
     Backends,
     Claim,

@@ -24,7 +24,8 @@ from typing import Literal
 
 from agent.cluster.model import IPAddress, Node
 from agent.compile.links import POD_CIDRS
-from agent.compile.names import DEVICE_PREFIX, LINK_PREFIX, TABLE
+from agent.compile.names import TABLE
+from agent.compile.packets import ADDRESS_TYPES, FAMILIES, IP, on_pod_link
 from agent.nft.model import (
     DROP,
     Chain,
@@ -33,7 +34,6 @@ from agent.nft.model import (
     Hook,
     Item,
     Match,
-    Meta,
     Named,
     Nat,
     Owner,
@@ -41,7 +41,6 @@ from agent.nft.model import (
     Rule,
     Set,
     SetName,
-    Wildcard,
 )
 from agent.routes.plan import Plan
 
@@ -52,9 +51,6 @@ AFTER_SOURCE_NAT = 101
 PEERS = {4: SetName(TABLE, "tunnel_peers4"), 6: SetName(TABLE, "tunnel_peers6")}
 BEHIND = {4: SetName(TABLE, "behind_tunnel4"), 6: SetName(TABLE, "behind_tunnel6")}
 
-_IP: dict[int, Literal["ip", "ip6"]] = {4: "ip", 6: "ip6"}
-_ADDRESS = {4: "ipv4_addr", 6: "ipv6_addr"}
-
 
 def items(own: str, nodes: Iterable[Node], plan: Plan, masquerade: bool = True) -> Iterator[Item]:
     """What the tunnel of this plan needs in `inet podwall`; nothing without one (mode `direct`)."""
@@ -62,7 +58,7 @@ def items(own: str, nodes: Iterable[Node], plan: Plan, masquerade: bool = True) 
         return
     nodes = tuple(nodes)
     yield from guard(own, nodes, plan.vxlan.port)
-    for version, kind in _ADDRESS.items():
+    for version, kind in ADDRESS_TYPES.items():
         yield Set(TABLE, BEHIND[version].name, (kind,))
     yield _postrouting(masquerade)
     yield from (Element(BEHIND[ip.version], ip) for ip in _behind(nodes, plan))
@@ -70,7 +66,7 @@ def items(own: str, nodes: Iterable[Node], plan: Plan, masquerade: bool = True) 
 
 def guard(own: str, nodes: Iterable[Node], port: int) -> Iterator[Item]:
     """What keeps everybody but Nodes from speaking into a tunnel at this port."""
-    for version, kind in _ADDRESS.items():
+    for version, kind in ADDRESS_TYPES.items():
         yield Set(TABLE, PEERS[version].name, (kind,))
     yield _input(port)
     yield _forward(port)
@@ -92,27 +88,24 @@ def _behind(nodes: Iterable[Node], plan: Plan) -> set[IPAddress]:
 def _input(port: int) -> Chain:
     rules = tuple(
         Rule((*_vxlan(port), _source(version, "!=", PEERS[version]), Counter(), DROP), "VXLAN from no Node")
-        for version in _IP
+        for version in FAMILIES
     )
     return Chain(TABLE, "tunnel_input", rules, Hook("filter", "input", BEFORE_FILTER))
 
 
 def _forward(port: int) -> Chain:
-    from_pod = Match(Meta("iifname"), "==", Wildcard(LINK_PREFIX))
-    no_device = Match(Meta("iifname"), "!=", Wildcard(DEVICE_PREFIX))
     rules = tuple(
         Rule(
             (
-                from_pod,
-                no_device,
+                *on_pod_link("iifname"),
                 *_vxlan(port),
-                Match(Payload(_IP[version], "daddr"), "!=", Named(POD_CIDRS[version].name)),
+                Match(Payload(IP[version], "daddr"), "!=", Named(POD_CIDRS[version].name)),
                 Counter(),
                 DROP,
             ),
             "VXLAN from a Pod",
         )
-        for version in _IP
+        for version in FAMILIES
     )
     return Chain(TABLE, "tunnel_forward", rules, Hook("filter", "forward", BEFORE_FILTER))
 
@@ -122,13 +115,13 @@ def _postrouting(on: bool) -> Chain:
         Rule(
             (
                 _source(version, "==", POD_CIDRS[version]),
-                Match(Payload(_IP[version], "daddr"), "==", Named(BEHIND[version].name)),
+                Match(Payload(IP[version], "daddr"), "==", Named(BEHIND[version].name)),
                 Counter(),
                 Nat("masquerade", flags=frozenset({"fully-random"})),
             ),
             "from a Pod to a Node behind the tunnel",
         )
-        for version in _IP
+        for version in FAMILIES
     )
     chain = Hook("nat", "postrouting", AFTER_SOURCE_NAT)
     return Chain(TABLE, "to_node_behind_tunnel", rules if on else (), chain)
@@ -139,4 +132,4 @@ def _vxlan(port: int) -> tuple[Match, ...]:
 
 
 def _source(version: int, operator: Literal["==", "!="], name: SetName) -> Match:
-    return Match(Payload(_IP[version], "saddr"), operator, Named(name.name))
+    return Match(Payload(IP[version], "saddr"), operator, Named(name.name))

@@ -42,8 +42,8 @@ from typing import Literal
 
 from agent.cluster.model import Direction, Family
 from agent.compile.links import POD_LINKS
-from agent.compile.names import DEVICE_PREFIX, LINK_PREFIX, TABLE, comment
-from agent.compile.peers import ADDRESS_TYPES, FAMILIES
+from agent.compile.names import TABLE, comment
+from agent.compile.packets import ADDRESS_TYPES, FAMILIES, IP, link_and, on_pod_link
 from agent.nft.model import (
     ACCEPT,
     DROP,
@@ -71,11 +71,9 @@ from agent.nft.model import (
     Rule,
     Set,
     SetName,
-    Statement,
     TcpFlag,
     Verdict,
     VerdictMap,
-    Wildcard,
 )
 
 STATIC: Owner = ("policy",)
@@ -85,7 +83,6 @@ LOG_PREFIX = "podwall"
 LOGGED_BYTES = 128
 DENIALS = Limit(10, "second", 20)  # logged, per class; all are counted
 
-IP: dict[int, Literal["ip", "ip6"]] = {4: "ip", 6: "ip6"}
 MAPS: dict[tuple[Direction, int], SetName] = {
     (direction, family): SetName(TABLE, f"{direction.lower()}{family}")
     for direction in ("Egress", "Ingress")
@@ -131,8 +128,8 @@ def isolated(address: Address, chains: dict[Direction, str], namespace: str, pod
 
 def to_itself(family: Family) -> Rule:
     """A Pod cannot block access to itself: the packet goes back to the link it came from."""
-    key = Concat((Meta("iifname"), Payload(IP[family], "daddr")))
-    return Rule((Match(key, "==", Named(POD_LINKS[family].name)), Counter(), ACCEPT), "to itself")
+    back = link_and("iifname", family, "daddr")
+    return Rule((Match(back, "==", Named(POD_LINKS[family].name)), Counter(), ACCEPT), "to itself")
 
 
 def deny(*reason: str) -> tuple[Rule, Rule]:
@@ -156,13 +153,16 @@ def _chains() -> Iterator[Chain]:
         _hook("forward"),
     )
     yield Chain(
-        TABLE, "policy_input", (Rule((*from_pod_link(), Verdict("jump", "pod_to_node"))),), _hook("input")
+        TABLE,
+        "policy_input",
+        (Rule((*on_pod_link("iifname"), Verdict("jump", "pod_to_node"))),),
+        _hook("input"),
     )
     yield Chain(TABLE, "pod_to_node", (*_before_policy(), *_policy("Egress")))
     yield Chain(
         TABLE,
         "icmp_errors",
-        (Rule((*from_pod_link(), Verdict("goto", "icmp_from_pod"))), Rule((RELATED, ACCEPT))),
+        (Rule((*on_pod_link("iifname"), Verdict("goto", "icmp_from_pod"))), Rule((RELATED, ACCEPT))),
     )
     yield Chain(TABLE, "icmp_from_pod", tuple(_icmp_from_pod()))
     yield Chain(TABLE, "midstream", tuple(_midstream()))
@@ -171,12 +171,6 @@ def _chains() -> Iterator[Chain]:
 
 def _hook(hook: Literal["forward", "input"]) -> Hook:
     return Hook("filter", hook, FILTER)
-
-
-def from_pod_link() -> tuple[Statement, ...]:
-    """What a packet is that comes by a Pod's link."""
-    key = Meta("iifname")
-    return Match(key, "==", Wildcard(LINK_PREFIX)), Match(key, "!=", Wildcard(DEVICE_PREFIX))
 
 
 def _before_policy() -> Iterator[Rule]:
