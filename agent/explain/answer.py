@@ -10,7 +10,7 @@ from agent.explain.legs import Leg
 from agent.explain.remedy import Change
 from agent.explain.route import Target
 
-Stage = Literal["name", "dns", "service", "masquerade", "egress", "ingress"]
+Stage = Literal["name", "dns", "service", "masquerade", "egress", "ingress", "audit"]
 
 
 @dataclass(frozen=True, slots=True)

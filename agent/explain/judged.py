@@ -128,6 +128,9 @@ class _View:
             if each.pod is not None:
                 stage: Stage = "egress" if each.direction == "Egress" else "ingress"
                 yield Step(stage, each.allowed, self._said(world, each), tuple(_decides(each)))
+            if each.audit is not None:
+                said = f"with {_audited(each.audit)} enforced: {self._said(world, each.audit)}"
+                yield Step("audit", None, said, tuple(_decides(each.audit)))
 
     def _said(self, world: World, of: Judgement) -> str:
         pod = title(of.pod) if of.pod else ""
@@ -180,7 +183,12 @@ def _distinct(views: Sequence[_View]) -> Iterator[_View]:
     """One view of those that are judged alike: the replicas of one workload mostly are."""
     seen: set[tuple[object, ...]] = set()
     for view in views:
-        kind = tuple((each.allowed, tuple(of.key for of in each.isolating)) for each in view.judgements)
+        kind = tuple(
+            (of.allowed, tuple(each.key for each in of.isolating))
+            for each in view.judgements
+            for of in (each, each.audit)
+            if of is not None
+        )
         if kind not in seen:
             seen.add(kind)
             yield view
@@ -188,6 +196,11 @@ def _distinct(views: Sequence[_View]) -> Iterator[_View]:
 
 def _named(rule: RuleView) -> str:
     return f"{'/'.join(rule.policy.key)} {rule.field}"
+
+
+def _audited(of: Judgement) -> str:
+    """The policies in audit mode among those of a judgement."""
+    return ", ".join("/".join(policy.key) for policy in of.isolating if policy.mode == "audit")
 
 
 def _denial(view: _View, what: str) -> str:
@@ -223,4 +236,6 @@ def _allowed(view: _View, what: str) -> str:
     rules = [each.admitting for each in view.judgements if each.isolating and not each.reason]
     by = " and ".join(_named(rule) for rule in rules if rule is not None)
     reason = f"by {by}" if by else "no policy isolates either end in this direction"
-    return f"allowed: {view.source} may connect to {view.target.title} on {what} ({reason})"
+    would = next((each.audit for each in view.judgements if each.audit and not each.audit.allowed), None)
+    but = f"; it would be denied if {_audited(would)} were enforced (audit mode)" if would else ""
+    return f"allowed: {view.source} may connect to {view.target.title} on {what} ({reason}){but}"
