@@ -1,0 +1,80 @@
+"""Has connections tried by the agents of their sources' nodes, from inside of the source Pods.
+
+    ways by source Pod --by node--> questions of at most PER_QUESTION connections --probe--> what was seen
+
+Nodes are asked at the same time, each one question after the other. What no agent could try is `failed`, with
+the reason.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeAlias
+
+from agent.cli.agents import MOST_AT_ONCE, Agents, SilentError
+from agent.cluster.model import Pod
+from agent.explain.seen import Attempt, Observed, Seen
+
+PER_QUESTION = 1000
+
+Wanted: TypeAlias = tuple[Pod, Attempt]
+
+
+def observe(agents: Agents, wanted: Iterable[Wanted]) -> Observed:
+    """What became of each connection; each is tried once, however often it is wanted."""
+    by_node: dict[str, dict[Attempt, None]] = defaultdict(dict)
+    for pod, attempt in wanted:
+        by_node[pod.node][attempt] = None
+    if not by_node:
+        return {}
+    seen: dict[Attempt, Seen] = {}
+    with ThreadPoolExecutor(min(len(by_node), MOST_AT_ONCE)) as threads:
+        for found in threads.map(
+            lambda node: _observe_from(agents, node, list(by_node[node])), sorted(by_node)
+        ):
+            seen.update(found)
+    return seen
+
+
+def _observe_from(agents: Agents, node: str, attempts: Sequence[Attempt]) -> dict[Attempt, Seen]:
+    seen: dict[Attempt, Seen] = {}
+    why = "" if node else "the Pod is on no node yet"
+    for start in range(0, len(attempts), PER_QUESTION):
+        some = attempts[start : start + PER_QUESTION]
+        if not why:
+            try:
+                seen.update(_answered(some, agents.ask(node, "probe", _question(some))))
+                continue
+            except SilentError as error:
+                why = str(error)
+        seen.update(dict.fromkeys(some, Seen("failed", why)))
+    return seen
+
+
+def _question(attempts: Sequence[Attempt]) -> dict[str, Any]:
+    return {
+        "pods": [
+            {"namespace": namespace, "name": name, "targets": [_target(each) for each in of]}
+            for (namespace, name), of in _by_pod(attempts)
+        ]
+    }
+
+
+def _target(attempt: Attempt) -> list[object]:
+    _, address, protocol, port = attempt
+    return [str(address), port, protocol]
+
+
+def _answered(attempts: Sequence[Attempt], answer: Any) -> Iterator[tuple[Attempt, Seen]]:
+    for (_, of), outcomes in zip(_by_pod(attempts), answer["pods"], strict=True):
+        for attempt, (verdict, words) in zip(of, outcomes, strict=True):
+            yield attempt, Seen(str(verdict), str(words))
+
+
+def _by_pod(attempts: Iterable[Attempt]) -> list[tuple[tuple[str, str], list[Attempt]]]:
+    found: dict[tuple[str, str], list[Attempt]] = defaultdict(list)
+    for attempt in attempts:
+        found[attempt[0]].append(attempt)
+    return list(found.items())
