@@ -71,9 +71,9 @@ class FlowEvents:
         return taken
 
     @property
-    def waiting(self) -> int:
-        """How many are there to be taken."""
-        return len(self._waiting)
+    def first(self) -> Told | None:
+        """The oldest that waits."""
+        return self._waiting[0] if self._waiting else None
 
     def _readable(self) -> None:
         """Read one datagram, so that others of the loop come between; rest when the window is used up."""

@@ -84,7 +84,10 @@ class Session:
             self.timer.cancel()
 
     async def news(self) -> dict[str, Any]:
-        """What came since the last time, as much as fits into an answer; `more`: there is more."""
+        """What came since the last time, as much as fits into an answer; `more`: there is more.
+
+        until: everything before this time has been told.
+        """
         now = time.time()
         logged = self._datapath.denials.packets + self._datapath.denials.lost
         unlogged = self._unlogged.look(await asyncio.to_thread(rules, TABLE), logged)
@@ -100,14 +103,15 @@ class Session:
         while self._held and fits(self._held[0]):
             denials.append(self._held.pop(0))
         flows = self._events.take(fits) if self._events else []
-        more = bool(self._held) or bool(self._events and self._events.waiting)
         lost = self._datapath.denials.lost - self._lost_before
+        left = [each["time"] for each in self._held[:1]]
+        left += [self._events.first["time"]] if self._events and self._events.first else []
         return {
             "session": self.id,
             "denials": denials,
             "flows": flows,
-            "more": more,
-            "until": now - TOGETHER_S - LATE_S,
+            "more": bool(left),
+            "until": min([now - TOGETHER_S - LATE_S, *left]),
             "lost": {
                 "denials": lost + self._denials.missed,
                 "not_logged": unlogged,

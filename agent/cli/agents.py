@@ -94,13 +94,17 @@ class Agents:
         self, call: str, body: Mapping[str, object] | None = None, nodes: Iterable[str] | None = None
     ) -> dict[str, Any | Silent]:
         """Each node's answer, asked at the same time; Silent where none came."""
-        asked = sorted(self._ways if nodes is None else nodes)
+        return self.ask_each(call, dict.fromkeys(self._ways if nodes is None else nodes, body or {}))
+
+    def ask_each(self, call: str, bodies: Mapping[str, Mapping[str, object]]) -> dict[str, Any | Silent]:
+        """As ask_all, with a body for each node."""
+        asked = sorted(bodies)
         if not asked:
             return {}
 
         def one(node: str) -> Any:
             try:
-                return self.ask(node, call, body)
+                return self.ask(node, call, bodies[node])
             except SilentError as error:
                 return Silent(str(error))
 
