@@ -177,6 +177,8 @@ class Holdings:
             "mode": policy.mode,
             "generation": policy.generation,
             "in_force": state.in_force if state else None,
+            "mode_in_force": state.mode_in_force if state else None,
+            "waiting": state is None or state.waiting,
             "since": state.since if state else None,
             "pods": pods,
             "problems": list(map(str, policy.problems)),

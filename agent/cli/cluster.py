@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,13 @@ from agent.log import printable
 if TYPE_CHECKING:  # importing these takes longer than a command's help may
     from agent.cli.agents import Agents
     from agent.cluster.client import ApiClient
+    from agent.cluster.decode import AnyKind
+    from agent.cluster.documents import Place
+    from agent.cluster.manifests import Manifests
+    from agent.cluster.model import Key
     from lab.state import Settings
+
+    Places = Mapping[tuple[AnyKind, Key], Place]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -54,6 +60,13 @@ class Asked:
         if kubeconfig is None:
             return _of_lab(tell or _to_stderr)
         return _of_api(kubeconfig, self.context)
+
+    def objects(self) -> tuple[Snapshot, Places]:
+        """All objects as they are now, and where each stands in the manifests. Raises Unreachable."""
+        if not self.files:
+            return self.snapshot(), {}
+        found = _manifests(self.files, _to_stderr)
+        return snapshot_of(found.objects), found.places
 
     def agents(self) -> Agents:
         """The nodes' agents; none when manifests are asked. Raises Unreachable."""
@@ -145,20 +158,29 @@ def _to_stderr(text: str) -> None:
     click.echo(printable(text), err=True)
 
 
-def _of_manifests(files: tuple[Path, ...], tell: Callable[[str], None]) -> Snapshot:
+def _manifests(files: tuple[Path, ...], tell: Callable[[str], None]) -> Manifests:
     from agent.cluster.manifests import load  # noqa: PLC0415 - only this way needs it
 
     found = load(files)
     for error in (*found.errors, *found.problems):
         tell(str(error))
-    return snapshot_of(found.objects)
+    return found
+
+
+def _of_manifests(files: tuple[Path, ...], tell: Callable[[str], None]) -> Snapshot:
+    return snapshot_of(_manifests(files, tell).objects)
 
 
 def _of_lab(tell: Callable[[str], None]) -> Snapshot:
-    from lab.names import RUN  # noqa: PLC0415 - only this way needs it
+    """What the lab's agents see: the statuses that they write themselves stand beside the objects."""
+    from agent.cluster.manifests import with_statuses  # noqa: PLC0415 - only this way needs it
+    from lab.names import RUN  # noqa: PLC0415
 
     _lab_settings()
-    return _of_manifests((RUN / "cluster",), tell)
+    objects = _manifests((RUN / "cluster",), tell).objects
+    statuses = RUN / "status"
+    written = _manifests((statuses,), tell).objects if statuses.is_dir() else []
+    return snapshot_of(with_statuses(objects, written))
 
 
 def _lab_settings() -> Settings:

@@ -9,7 +9,10 @@ from click.shell_completion import CompletionItem
 
 COMMANDS = {
     "completion": ("agent.cli.completion", "completion", "The script that completes commands in a shell."),
+    "doctor": ("agent.cli.doctor", "doctor", "What is wrong with a node or the cluster, and what mends it."),
+    "get": ("agent.cli.get", "get", "What the agents hold: pods, services, policies, nodes, addresses."),
     "lab": ("agent.cli.lab", "lab", "A cluster without Kubernetes, in network namespaces of this machine."),
+    "flows": ("agent.cli.flows", "flows", "Who connects to whom by which Service, and who was denied."),
     "why": (
         "agent.cli.why",
         "why_command",
@@ -17,7 +20,8 @@ COMMANDS = {
     ),
     "matrix": ("agent.cli.matrix", "matrix_command", "Who reaches whom on which port, computed and tried."),
     "relay": ("agent.cli.relay", "relay", ""),
-    "status": ("agent.cli.status", "status", "What a node's agent says of itself."),
+    "status": ("agent.cli.status", "status", "Whether every node is well, proved by packets between them."),
+    "ui": ("agent.cli.ui", "ui", "One local web page: flows, policies, why and plan."),
 }
 """Each command's module, the name it has there, and what help says of it; "" for what programs alone call."""
 

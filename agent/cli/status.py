@@ -1,78 +1,277 @@
-"""`podwall status`: what the agent of this node says of itself."""
+"""`podwall status`: whether every node is well, proved by each node's agent and by packets between them."""
 
 from __future__ import annotations
 
-import json
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import click
 
-from agent.cli.ask import ask
+from agent.cli import one_node
+from agent.cli.agents import Silent
+from agent.cli.ask import CANNOT_REACH, Unreachable, ask
+from agent.cli.cluster import Asked, cluster_options
+from agent.cli.output import NEGATIVE, Coloured, Column, age, output_option, show, table
+from agent.cli.verdict import Health, Verdict, judge
 from agent.log import printable
 from cni.wire import SOCKET
 
+EVERY_S = 1.0
+OLDER = "no such call"  # what an agent says to a question that came after it
+ENDLESS = 1 << 20
+"""A range of so many addresses is never used up, and its size tells nobody anything."""
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|h)?")
+_SECONDS = {None: 1, "s": 1, "m": 60, "h": 3600}
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What each node's agent said, and the verdict on it."""
+
+    healths: Mapping[str, Health | Silent]
+    verdict: Verdict
+
+    @classmethod
+    def of(cls, asked: Asked) -> Self:
+        """Ask every agent of the cluster. Raises Unreachable when there is none."""
+        with asked.agents() as agents:
+            if not agents.nodes:
+                raise Unreachable(
+                    "there is no podwall agent in the cluster: is podwall installed? "
+                    "`kubectl -n kube-system get daemonset podwall`"
+                )
+            healths = agents.ask_all("health")
+            unlike = [
+                node for node, each in healths.items() if isinstance(each, Silent) and OLDER in each.why
+            ]
+            healths |= {
+                node: _of_older(each) for node, each in agents.ask_all("status", nodes=unlike).items()
+            }
+        return cls(healths, judge(healths, asked.nodes()))
+
+    @property
+    def answered(self) -> dict[str, Health]:
+        """What those said that said something."""
+        return {node: each for node, each in self.healths.items() if not isinstance(each, Silent)}
+
+    def to_json(self) -> dict[str, Any]:
+        """For a program: the verdict, and all that was said."""
+        return {
+            "well": self.verdict.well,
+            "summary": self.verdict.summary,
+            "findings": [each.to_json() for each in self.verdict.findings],
+            "remarks": list(self.verdict.remarks),
+            "nodes": [
+                {"node": node, "silent": each.why} if isinstance(each, Silent) else {"node": node, **each}
+                for node, each in sorted(self.healths.items())
+            ],
+        }
+
+    def lines(self, *, wide: bool) -> Iterator[str | Coloured]:
+        """For a person: the verdict, a table of the nodes, then findings and remarks."""
+        yield Coloured(self.verdict.summary, "green" if self.verdict.well else "red")
+        yield ""
+        yield from table([_Row(self, node) for node in self._nodes()], COLUMNS, wide=wide)
+        yield ""
+        yield _paths(self.answered)
+        for title, said in (
+            ("findings, the worst first:", [f"{of.node}: {of.text}" for of in self.verdict.findings]),
+            ("remarks:", list(self.verdict.remarks)),
+        ):
+            if said:
+                yield ""
+                yield title
+                yield from (f"  {each}" for each in said)
+
+    def _nodes(self) -> list[str]:
+        return sorted({*self.healths, *(of.node for of in self.verdict.findings)})
+
+
+def _of_older(status: Any) -> Health | Silent:
+    """What an agent can say that proves nothing yet; it is told apart from one that is well."""
+    if isinstance(status, Silent):
+        return status
+    unproved = {"error": "its agent is older than this command, and proves nothing"}
+    return {"status": status, "rules": unproved, "paths": {}, "features": {}, "lag": {}}
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One node of the table; what a silent one would say is nothing."""
+
+    found: Found
+    node: str
+
+    @property
+    def health(self) -> Health | None:
+        return self.found.answered.get(self.node)
+
+    def get(self, *path: str) -> Any:
+        """A field of what the node's agent said, None without it."""
+        value: Any = self.health
+        for name in path:
+            value = value.get(name) if isinstance(value, Mapping) else None
+        return value
+
+    def state(self) -> str:
+        """One word."""
+        if self.health is None:
+            return "silent"
+        return "not well" if any(of.node == self.node for of in self.found.verdict.findings) else "well"
+
+    def rules(self) -> str:
+        """Whether the kernel's rules are podwall's."""
+        if self.get("rules", "altered"):
+            return "altered"
+        return "checked" if self.get("rules", "compared") else ""
+
+    def paths(self) -> str:
+        """How many paths to other nodes answer, of all."""
+        tried = self.get("paths", "paths")
+        if tried is None:
+            return ""
+        lost = len(self.get("paths", "without_path") or ())
+        return f"{sum(path['ok'] for path in tried)}/{len(tried) + lost}"
+
+    def features(self) -> str:
+        """How many kernel features there are, of those that podwall uses."""
+        known = self.get("features", "features")
+        return f"{sum(each['there'] for each in known)}/{len(known)}" if known else ""
+
+    def addresses(self) -> list[str]:
+        """How many addresses are in use, of those that a range has, a range each."""
+        ranges = self.get("status", "addresses") or ()
+        return [f"{of['used']}/{of['size']}" if of["size"] < ENDLESS else str(of["used"]) for of in ranges]
+
+    def lag(self) -> str:
+        """How far it is behind the cluster."""
+        ms = self.get("lag", "ms")
+        return "" if ms is None else f"{ms:.0f}ms"
+
+    def policies(self) -> str:
+        """How many policies select its Pods, and how many wait."""
+        states = self.get("status", "policies")
+        if states is None:
+            return ""
+        return (
+            f"{states['selecting']} ({states['waiting']} wait)"
+            if states["waiting"]
+            else str(states["selecting"])
+        )
+
+
+COLUMNS: tuple[Column[_Row], ...] = (
+    Column("NODE", lambda row: row.node),
+    Column("STATE", _Row.state),
+    Column("PODS", lambda row: row.get("status", "pods")),
+    Column("ADDRESSES", lambda row: row.addresses()[:1]),
+    Column("RULES", _Row.rules),
+    Column("PATHS", _Row.paths),
+    Column("LAG", _Row.lag),
+    Column("LAST COMMIT", lambda row: row.health and age(row.get("status", "last_commit"))),
+    Column("SERVICES", lambda row: row.get("status", "services", "state")),
+    Column("POLICIES", _Row.policies),
+    Column("VERSION", lambda row: row.get("status", "version")),
+    Column("KERNEL", lambda row: row.get("status", "kernel"), wide=True),
+    Column("FEATURES", _Row.features, wide=True),
+    Column("REPAIRS", lambda row: row.get("status", "repairs", "last_hour"), wide=True),
+    Column("COMMITS", lambda row: row.get("status", "commits"), wide=True),
+    Column("DENIED", lambda row: row.get("status", "denied_packets_seen"), wide=True),
+    Column("UP", lambda row: row.health and age(row.get("status", "started")), wide=True),
+    Column("ALL ADDRESSES", _Row.addresses, wide=True),
+)
+
+
+def _paths(answered: Mapping[str, Health]) -> str:
+    """What the packets between nodes proved, in a sentence."""
+    tried = [path for health in answered.values() for path in health["paths"].get("paths", ())]
+    if not tried:
+        return "packets: there is no other node to send any to"
+    ways = ", ".join(sorted({path["way"] for path in tried}))
+    took = [path["ms"] for path in tried if path["ok"]]
+    slowest = f", the slowest after {max(took):.1f} ms" if took else ""
+    return f"packets: {len(took)} of {len(tried)} paths between nodes answer ({ways}){slowest}"
+
+
+class Duration(click.ParamType[float]):
+    """Seconds: 90, 90s, 5m, 1h."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read it. Raises click's usage error."""
+        if isinstance(value, (int, float)):
+            return float(value)
+        found = _DURATION.fullmatch(str(value))
+        if found is None:
+            self.fail("a duration is written 90s, 5m or 1h", param, ctx)
+        return float(found[1]) * _SECONDS[found[2]]
+
 
 @click.command()
-@click.option("--socket", type=click.Path(path_type=Path), default=Path(SOCKET), help="The agent's socket.")
-@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
-def status(socket: Path, output: str) -> None:
-    """Say whether Pods can be put on this node, and what is in the way. Exit status 1 when they cannot."""
+@click.option("--wait", is_flag=True, help="Wait until all is well; say meanwhile what for.")
+@click.option("--timeout", type=Duration(), default="5m", show_default=True, help="How long to wait.")
+@click.option("--socket", type=click.Path(path_type=Path), help="Ask only the agent behind this socket.")
+@output_option
+@cluster_options
+def status(asked: Asked, wait: bool, timeout: float, socket: Path | None, output: str) -> None:
+    """Say whether every node is well; otherwise the first line names the worst.
+
+    Every node's agent is asked at the same time. Each compares the kernel's rules with those that should be
+    there, sends packets, small ones and full ones, to the Pod ranges of all other nodes in both families,
+    looks for each kernel feature that podwall uses, and measures how far it is behind the API server.
+
+    \b
+    podwall status                          the cluster of the kubeconfig, or the lab
+    podwall status --wait --timeout 2m      after an installation
+    podwall status -o wide                  what was proved, in more columns
+    podwall status --socket /run/podwall/agent.sock   this node's agent alone
+
+    The exit status is 0 when all is well, 1 when it is not, 3 when no agent can be asked.
+    """
+    if asked.files:
+        raise click.UsageError("manifests have no agents to ask: leave out -f")
+    if socket is None and not asked.named and Path(SOCKET).exists():
+        socket = Path(SOCKET)
+    if socket is not None:
+        _of_one(socket, output)
+        return
+    found = _waited_for(asked, timeout) if wait else Found.of(asked)
+    show(output, found.to_json(), lambda: found.lines(wide=output == "wide"))
+    if not found.answered:
+        raise SystemExit(CANNOT_REACH)
+    if not found.verdict.well:
+        raise SystemExit(NEGATIVE)
+
+
+def _of_one(socket: Path, output: str) -> None:
+    """One agent's own words; exit status 1 when its node takes no Pods. Raises Unreachable."""
     state = cast("dict[str, Any]", ask(socket, "status", {}))
-    if output == "json":
-        click.echo(json.dumps(state, indent=2))
-    else:
-        for line in _lines(state):
-            click.echo(printable(line))
+    show(output, state, lambda: one_node.lines(state))
     if state["not_ready"]:
-        raise SystemExit(1)
+        raise SystemExit(NEGATIVE)
 
 
-def _lines(state: dict[str, Any]) -> Iterator[str]:
-    yield f"Node {state['node']}: {'not ready' if state['not_ready'] else 'ready'}"
-    yield from (f"  not ready: {reason}" for reason in state["not_ready"])
-    yield from (f"  problem: {problem}" for problem in state["problems"])
-    for each in state.get("object_problems", ()):
-        yield f"  {each['kind']} {each['object']}: {each['problem']}"
-    if (left := state.get("object_problems_total", 0) - len(state.get("object_problems", ()))) > 0:
-        yield f"  and {left} more problems of objects"
-    yield f"  podwall {state['version']}, kernel {state['kernel']}, up {_ago(state['started'])}"
-    yield f"  Pods: {state['pods']}"
-    for each in state["addresses"]:
-        yield f"  {each['cidr']}: {each['used']} of {each['size']} in use, {each['resting']} rest"
-    for path in state["paths"]:
-        yield f"  to {path['cidr']} on {path['node']}: {path['way']}"
-    yield from _services(state.get("services"))
-    yield from _load_balancer(state.get("load_balancer"))
-    yield f"  commits: {state['commits']}, last {_ago(state['last_commit'])} ago"
-
-
-def _services(state: dict[str, Any] | None) -> Iterator[str]:
-    if state is None:
-        return
-    yield f"  Services: {state['state']} ({state['why']}), {state['services']} in the cluster"
-    for service, problems in state["problems"].items():
-        yield from (f"  Service {service}: {problem}" for problem in problems)
-
-
-def _load_balancer(state: dict[str, Any] | None) -> Iterator[str]:
-    if state is None:
-        return
-    for pool in state["pools"]:
-        yield f"  pool {pool['name']}, IPv{pool['family']}: {pool['used']} of {pool['size']} in use"
-    if state["silent_because"]:
-        yield f"  answers for no LoadBalancer address: {state['silent_because']}"
-    elif state["announced"]:
-        yield f"  answers for {', '.join(state['announced'])}"
-
-
-def _ago(when: float | None) -> str:
-    if when is None:
-        return "never"
-    seconds = max(0, int(time.time() - when))
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds // size}{unit}"
-    return f"{seconds}s"
+def _waited_for(asked: Asked, timeout_s: float) -> Found:
+    """What is found when all is well, or when the time is over. Raises Unreachable."""
+    until = time.monotonic() + timeout_s
+    said = ""
+    while True:
+        try:
+            found = Found.of(asked)
+            waiting_for = found.verdict.summary
+        except Unreachable as error:
+            if time.monotonic() >= until:
+                raise
+            found, waiting_for = None, error.message
+        if found and (found.verdict.well or time.monotonic() >= until):
+            return found
+        if waiting_for != said:
+            click.echo(printable(f"waiting: {waiting_for}"), err=True)
+            said = waiting_for
+        time.sleep(EVERY_S)
