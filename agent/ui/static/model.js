@@ -1,0 +1,97 @@
+// What the server says, arranged for drawing. Nothing here touches the page.
+//
+//   state.cluster.pods --> cards: one per workload, in one box per namespace; nodes and outside addresses likewise
+//   state.rows         --> lines: rows between the same two cards (or Pods) and of the same verdict
+
+export const OUTSIDE = "outside";
+export const NODES = "nodes";
+
+// entities: id -> {id, label, card, box}; cards: key -> {key, box, label, kind, members}; boxes: key -> {key, label}
+export function arranged(state) {
+  const found = { entities: new Map(), cards: new Map(), boxes: new Map() };
+  for (const pod of state.cluster.pods) {
+    const { kind, name } = pod.workload;
+    addMember(found, {
+      id: pod.id,
+      label: pod.name,
+      pod,
+      box: { key: `ns/${pod.namespace}`, label: pod.namespace },
+      card: { key: `${pod.namespace}/${kind}/${name}`, label: name, kind, namespace: pod.namespace },
+    });
+  }
+  for (const id of endsOf(state.rows)) if (!found.entities.has(id)) addMember(found, stranger(id));
+  return found;
+}
+
+function endsOf(rows) {
+  return [...new Set(rows.flatMap((row) => [row.source, row.target]))].sort();
+}
+
+function stranger(id) {
+  if (id.startsWith("node/"))
+    return {
+      id,
+      label: id.slice(5),
+      box: { key: NODES, label: "Nodes" },
+      card: { key: id, label: id.slice(5), kind: "Node", namespace: "" },
+    };
+  return {
+    id,
+    label: id,
+    box: { key: OUTSIDE, label: "Outside the cluster" },
+    card: { key: OUTSIDE, label: "Outside", kind: "Addresses", namespace: "" },
+  };
+}
+
+function addMember({ entities, cards, boxes }, { id, label, pod, box, card }) {
+  if (!boxes.has(box.key)) boxes.set(box.key, { ...box, cards: [] });
+  if (!cards.has(card.key)) {
+    cards.set(card.key, { ...card, box: box.key, members: [] });
+    boxes.get(box.key).cards.push(card.key);
+  }
+  cards.get(card.key).members.push(id);
+  entities.set(id, { id, label, pod, card: card.key, box: box.key });
+}
+
+export const placeOf = (entity) => (entity.pod ? entity.pod.namespace : "");
+
+export const nameOf = (model, id) => {
+  const entity = model.entities.get(id);
+  return entity?.pod ? `${entity.pod.namespace}/${entity.pod.name}` : (entity?.label ?? id);
+};
+
+export const portOf = (row) => (row.port ? `${row.protocol} ${row.port}` : row.protocol);
+
+// Which rows the filters leave.
+export function kept(model, rows, { text, namespace, denied }) {
+  const words = text.toLowerCase().split(/\s+/).filter(Boolean);
+  return rows.filter((row) => {
+    if (denied && row.verdict !== "denied") return false;
+    const ends = [row.source, row.target].map((id) => model.entities.get(id));
+    if (namespace && !ends.some((end) => end?.pod?.namespace === namespace)) return false;
+    return words.every((word) => searched(row, ends).includes(word));
+  });
+}
+
+function searched(row, ends) {
+  const said = ends.flatMap((end) =>
+    end?.pod
+      ? [end.id, end.card, ...end.pod.addresses, ...Object.entries(end.pod.labels).map(([key, value]) => `${key}=${value}`)]
+      : [end?.id ?? ""],
+  );
+  return [...said, portOf(row), row.port, row.verdict, ...(row.policies ?? [])].join(" ").toLowerCase();
+}
+
+// Lines between cards, or between single Pods: {id, source, target, verdict, rows, count}.
+export function linesOf(model, rows, perPod) {
+  const lines = new Map();
+  for (const row of rows) {
+    const [source, target] = [row.source, row.target].map((id) => (perPod ? id : model.entities.get(id).card));
+    const id = `${row.verdict} ${source} ${target}`;
+    if (!lines.has(id)) lines.set(id, { id, source, target, verdict: row.verdict, rows: [], count: 0 });
+    const line = lines.get(id);
+    line.rows.push(row);
+    line.count += row.count;
+  }
+  return [...lines.values()];
+}

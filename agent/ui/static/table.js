@@ -1,0 +1,65 @@
+// The same connections as a table: what the graph shows, for who reads it line by line or by screen reader.
+
+import { fill, html } from "./dom.js";
+import { nameOf, portOf } from "./model.js";
+import { ago } from "./words.js";
+
+const MOST = 1000;
+const COLUMNS = [
+  ["verdict", "Verdict", (row) => (row.verdict === "denied" ? 0 : 1)],
+  ["source", "From", (row, model) => nameOf(model, row.source)],
+  ["target", "To", (row, model) => nameOf(model, row.target)],
+  ["port", "Port", (row) => row.port],
+  ["count", "Seen", (row) => row.count],
+  ["last", "Last", (row) => row.last],
+];
+
+export class Table {
+  // onRow(row): what is opened.
+  constructor({ onRow }) {
+    this.onRow = onRow;
+    this.by = { column: "verdict", down: false };
+    this.head = html("thead");
+    this.rows = html("tbody");
+    this.caption = html("caption", { class: "hidden" });
+    this.foot = html("p", { class: "quiet foot" });
+    this.element = html("div", { class: "scroll" }, html("table", { class: "rows" }, this.caption, this.head, this.rows), this.foot);
+  }
+
+  show({ model, rows, selected, now }) {
+    this.again = () => this.show({ model, rows, selected, now });
+    this.caption.textContent = `${rows.length} connections`;
+    fill(this.head, html("tr", {}, COLUMNS.map((column) => this.heading(column))));
+    const value = COLUMNS.find(([name]) => name === this.by.column)[2];
+    const sorted = [...rows].sort((one, other) => compare(value(one, model), value(other, model)) || compare(one.id, other.id));
+    if (this.by.down) sorted.reverse();
+    fill(this.rows, sorted.slice(0, MOST).map((row) => this.row(model, row, selected, now)));
+    this.foot.textContent = rows.length > MOST ? `${rows.length - MOST} more: narrow it with the filters` : "";
+    if (!rows.length) this.foot.textContent = "Nothing was seen that the filters leave.";
+  }
+
+  heading([name, title]) {
+    const sorted = this.by.column === name;
+    const sort = () => {
+      this.by = { column: name, down: sorted && !this.by.down };
+      this.again();
+    };
+    return html("th", { scope: "col", "aria-sort": sorted ? (this.by.down ? "descending" : "ascending") : null },
+      html("button", { type: "button", onclick: sort, "data-key": `sort ${name}` }, title, html("span", { "aria-hidden": "true" }, sorted ? (this.by.down ? " ↓" : " ↑") : "")));
+  }
+
+  row(model, row, selected, now) {
+    const open = html("button", { type: "button", class: "link", "data-key": row.id, onclick: () => this.onRow(row) }, verdict(row));
+    return html("tr", { class: `${row.verdict}${selected === row.id ? " selected" : ""}` },
+      html("td", {}, open),
+      html("td", {}, nameOf(model, row.source)),
+      html("td", {}, nameOf(model, row.target)),
+      html("td", { class: "number" }, portOf(row)),
+      html("td", { class: "number" }, row.verdict === "denied" ? `${row.count} packets` : row.open ? `${row.count}, ${row.open} open` : `${row.count}`),
+      html("td", { class: "number" }, ago(now - row.last)));
+  }
+}
+
+export const verdict = (row) => [html("span", { class: `sign ${row.verdict}`, "aria-hidden": "true" }, row.verdict === "denied" ? "✕" : "✓"), row.verdict];
+
+const compare = (one, other) => (typeof one === "string" ? one.localeCompare(other) : one - other);
