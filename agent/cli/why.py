@@ -1,27 +1,42 @@
-"""`podwall why SRC DST[:PORT]`: whether a connection is allowed, by what, and what would change it."""
+"""`podwall why SRC DST[:PORT]`: whether a connection is allowed, by what, and what would change it.
+
+objects -----------------------> the answer, and what each node's rules have to do with the packet
+agents --settings, asked while --^                                 |
+       --packet, for each node on the way-------------------> what they do: the same?
+"""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
-from ipaddress import ip_address
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import click
 
+from agent.cli.agents import Agents, Silent, SilentError
+from agent.cli.ask import Unreachable
 from agent.cli.cluster import Asked, cluster_options
+from agent.cli.lines import Lines
+from agent.cli.output import NEGATIVE, Coloured, Line, output_option, show
 from agent.cluster.model import Family, IPAddress, Protocol
-from agent.explain.answer import Answer
+from agent.compile.service import ServiceSettings
+from agent.explain.answer import Answer, Step
+from agent.explain.fields import Field
+from agent.explain.legs import Leg, differences
 from agent.explain.question import CannotAnswerError, Question
 from agent.explain.way import why
-from agent.explain.world import UnknownNameError, World
+from agent.explain.world import UnknownNameError, World, node_of
 from agent.log import printable
 
 _ENDS_WITH_PORT = re.compile(r"(?:\[(?P<bracketed>[^\]]+)\]|(?P<plain>[^:\[\]]+))(?::(?P<port>[^:]+))?")
 _PROTOCOLS: dict[str, Protocol] = {"tcp": "TCP", "udp": "UDP", "sctp": "SCTP"}
 _FAMILIES: dict[str | None, Family] = {"4": 4, "6": 6}
 _MARKS = {True: "ok", False: "no", None: "  "}
+MOST_ASKED_AHEAD = 8  # nodes whose agents are asked before it is known which of them matter
+LINES_UP = 17  # the column at which what belongs to a step goes on
 
 
 @click.command("why")
@@ -29,37 +44,48 @@ _MARKS = {True: "ok", False: "no", None: "  "}
 @click.argument("target", metavar="DST[:PORT]")
 @click.option("--protocol", type=click.Choice(["tcp", "udp", "sctp"], case_sensitive=False), default="tcp")
 @click.option("--family", type=click.Choice(["4", "6"]), help="IPv4 or IPv6; else the first both ends have.")
+@click.option("--via", metavar="NODE", default="", help="The node where a packet from outside comes in.")
 @click.option("--exit-code", is_flag=True, help="End with 1 when the connection is denied.")
-@click.option("-o", "--output", type=click.Choice(["text", "json", "yaml"]), default="text")
+@click.option("--objects-only", is_flag=True, help="Do not compare with the rules in the nodes' kernels.")
+@output_option
 @cluster_options
 def why_command(asked: Asked, source: str, target: str, **options: Any) -> None:
     """Say in one sentence whether SRC may connect to DST, then the way step by step.
 
-    SRC and DST are Pods, Services, nodes, DNS names or addresses: web, shop/web, svc/web, node/worker,
-    web.shop.svc.cluster.local, 203.0.113.10. A PORT is a number or a name; an IPv6 address with a port is
-    written [ADDRESS]:PORT.
+    SRC and DST are Pods, Services, nodes, DNS names or addresses, addresses outside of the cluster too. A
+    PORT is a number or a name; an IPv6 address with a port is written [ADDRESS]:PORT.
+
+    \b
+      podwall why web svc/api:80
+      podwall why shop/web api.shop.svc.cluster.local:http
+      podwall why 203.0.113.10 node/worker:30080
+      podwall why -f manifests/ web [fd00:10:96::7]:53 --protocol udp
+
+    Of a cluster or a lab the agents of the nodes on the way are asked what the rules in their kernels do with
+    the packet, and it is said where they do something else than the objects say.
     """
     name, port = split_port(target)
-    world = World(asked.snapshot())
-    try:
-        question = Question(
-            source=world.named(source, asked.namespace),
-            target=world.named(name, asked.namespace),
-            port=port,
-            protocol=_PROTOCOLS[options["protocol"]],
-            family=_FAMILIES.get(options["family"]),
-            address=as_address(name),
-        )
-        answer = why(world, question)
-    except (UnknownNameError, CannotAnswerError) as error:
-        raise click.UsageError(printable(str(error))) from error
-    if options["output"] == "text":
-        for line in lines(answer):
-            click.echo(printable(line))
-    else:
-        click.echo(_structured(answer, options["output"]))
+    with _looked(asked, ask=asked.live and not options["objects_only"]) as seen:
+        try:
+            question = Question(
+                source=seen.world.named(source, asked.namespace),
+                target=seen.world.named(name, asked.namespace),
+                port=port,
+                protocol=_PROTOCOLS[options["protocol"].lower()],
+                family=_FAMILIES.get(options["family"]),
+                address=as_address(name),
+                by_name=as_address(name) is None,
+                via=options["via"],
+            )
+            answer = why(seen.world, seen.known_to_come_in(question))
+        except (UnknownNameError, CannotAnswerError) as error:
+            raise click.UsageError(printable(str(error))) from error
+        nodes = seen.compared(answer.legs)
+    answer = in_the_kernel(answer, nodes)
+    content = answer_json(answer, nodes, seen.lines)
+    show(options["output"], content, lambda: lines(answer, nodes, seen.lines, options["output"] == "wide"))
     if options["exit_code"] and not answer.allowed:
-        raise SystemExit(1)
+        raise SystemExit(NEGATIVE)
 
 
 def split_port(text: str) -> tuple[str, int | str | None]:
@@ -86,37 +112,187 @@ def as_address(text: str) -> IPAddress | None:
         return None
 
 
-def lines(answer: Answer) -> Iterator[str]:
+# The nodes
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What a node's rules do otherwise than the objects say; `silent` is why nobody could compare, or ""."""
+
+    node: str
+    differs: tuple[str, ...] = ()
+    silent: str = ""
+    passes: bool = True
+
+
+@dataclass(slots=True)
+class _Seen:
+    """A cluster's objects, what its agents are configured to, and a way to ask them more."""
+
+    world: World
+    lines: Lines
+    agents: Agents
+    announced: Mapping[str, str]
+
+    def __enter__(self) -> _Seen:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.agents.__exit__(None, None, None)
+
+    def known_to_come_in(self, question: Question) -> Question:
+        """With the node that answers for the target's address, for who asks from outside."""
+        if question.via or node_of(question.source) or question.address is None:
+            return question
+        return replace(question, via=self.announced.get(str(question.address), ""))
+
+    def compared(self, legs: Sequence[Leg]) -> tuple[Compared, ...]:
+        """What the nodes on the way do with the packet, asked at the same time."""
+        if not legs or not self.agents.nodes:
+            return ()
+        with ThreadPoolExecutor(len(legs)) as threads:
+            return tuple(threads.map(self._compared, legs))
+
+    def _compared(self, leg: Leg) -> Compared:
+        try:
+            told = self.agents.ask(leg.node, "packet", leg.body())
+        except SilentError as error:
+            return Compared(leg.node, silent=str(error))
+        if told["undecided"]:
+            return Compared(leg.node, silent=f"it has rules that cannot be judged: {told['undecided']}")
+        passes = any(way["outcome"] == "accept" for way in told["ways"])
+        return Compared(leg.node, tuple(dict.fromkeys(differences(leg, told))), passes=passes)
+
+
+def _looked(asked: Asked, *, ask: bool) -> _Seen:
+    """Everything that is needed, fetched at the same time. Raises Unreachable."""
+    with ThreadPoolExecutor(1) as threads:
+        asking = threads.submit(_settings, asked) if ask else None
+        snapshot, places = asked.objects()
+        agents, settings = asking.result() if asking else (Agents({}), {})
+    known = {node: _read(said) for node, said in settings.items()}
+    announced = {address: node for node, said in settings.items() for address in said["announced"]}
+    return _Seen(World(snapshot, known), Lines(places), agents, announced)
+
+
+def _settings(asked: Asked) -> tuple[Agents, dict[str, Any]]:
+    """The agents, and what some of them are configured to: all of them in a small cluster, else one.
+
+    None when nobody may ask them: the objects have an answer of their own.
+    """
+    try:
+        agents = asked.agents()
+    except Unreachable:
+        return Agents({}), {}
+    some = agents.nodes if len(agents.nodes) <= MOST_ASKED_AHEAD else agents.nodes[:1]
+    told = agents.ask_all("settings", nodes=some)
+    return agents, {node: said for node, said in told.items() if not isinstance(said, Silent)}
+
+
+def _read(said: Mapping[str, Any]) -> ServiceSettings:
+    def networks(name: str) -> tuple[Any, ...]:
+        return tuple(map(ip_network, said[name]))
+
+    return ServiceSettings(
+        enabled=said["services"],
+        external_ips=networks("external_ips"),
+        node_port_addresses=networks("node_port_addresses"),
+        pools=networks("pools"),
+    )
+
+
+def in_the_kernel(answer: Answer, nodes: Sequence[Compared]) -> Answer:
+    """With what the nodes do otherwise before all else: that is what happens to the packet."""
+    differing = next((each for each in nodes if each.differs), None)
+    if differing is None:
+        return answer
+    sentence = (
+        f"{'denied' if not differing.passes or not answer.allowed else 'allowed'}: the rules on "
+        f"{differing.node} differ from what the policies and Services say: {'; '.join(differing.differs)} "
+        f"(by the objects: {answer.sentence})"
+    )
+    allowed = answer.allowed and differing.passes
+    return replace(answer, allowed=allowed, cause="rules-differ", sentence=sentence)
+
+
+# The answer
+
+
+def lines(
+    answer: Answer, nodes: Sequence[Compared] = (), where: Lines | None = None, wide: bool = False
+) -> Iterator[Line]:
     """The answer as a person reads it: the sentence first."""
-    yield answer.sentence
+    yield Coloured(answer.sentence, "green" if answer.allowed else "red")
     if answer.steps:
         yield ""
     for step in answer.steps:
         yield f"  {_MARKS[step.ok]}  {step.stage:<10} {step.text}"
+        yield from (f"{'':{LINES_UP}}{place}" for place in _places(step, where, wide))
+    for each in nodes:
+        yield f"  {_mark(each)}  {'rules':<10} {_said(each)}"
     for change in answer.changes:
         yield ""
         yield "It would be allowed with:"
         yield from (f"  {line}" for line in change.text().splitlines())
 
 
-def answer_json(answer: Answer) -> dict[str, Any]:
+def _places(step: Step, where: Lines | None, wide: bool) -> Iterator[str]:
+    """Where what decides a step stands: in files by the line, else by the field's path in the wide form."""
+    for each in step.fields:
+        found = where.of(each) if where else None
+        if found is not None:
+            yield f"{found[0]}:{found[1]}: {each.kind} {each.object} {each.text}"
+        elif wide:
+            yield f"{each.kind} {each.object} {each.text}"
+
+
+def _mark(of: Compared) -> str:
+    return _MARKS[None] if of.silent else _MARKS[not of.differs]
+
+
+def _said(of: Compared) -> str:
+    if of.silent:
+        return f"those on {of.node} were not compared: {of.silent}"
+    return f"on {of.node}: {'; '.join(of.differs)}" if of.differs else f"those on {of.node} do just this"
+
+
+def answer_json(answer: Answer, nodes: Sequence[Compared] = (), where: Lines | None = None) -> dict[str, Any]:
     """The whole answer as plain data."""
     return {
         "allowed": answer.allowed,
         "cause": answer.cause,
         "sentence": answer.sentence,
-        "steps": [{"stage": step.stage, "ok": step.ok, "text": step.text} for step in answer.steps],
+        "steps": [
+            {
+                "stage": step.stage,
+                "ok": step.ok,
+                "text": step.text,
+                "fields": [_field_json(each, where) for each in step.fields],
+            }
+            for step in answer.steps
+        ],
         "changes": [
             {"policy": "/".join(change.policy), "path": list(change.path), "add": change.value}
             for change in answer.changes
         ],
+        "nodes": [
+            {
+                "node": each.node,
+                "agrees": None if each.silent else not each.differs,
+                "differs": list(each.differs),
+                "silent": each.silent,
+            }
+            for each in nodes
+        ],
     }
 
 
-def _structured(answer: Answer, output: str) -> str:
-    content = answer_json(answer)
-    if output == "json":
-        return json.dumps(content, indent=2)
-    import yaml  # noqa: PLC0415 - only this output needs it
-
-    return str(yaml.safe_dump(content, sort_keys=False)).rstrip()
+def _field_json(of: Field, where: Lines | None) -> dict[str, Any]:
+    found = where.of(of) if where else None
+    return {
+        "kind": of.kind,
+        "object": of.object,
+        "field": of.text,
+        "file": str(found[0]) if found else None,
+        "line": found[1] if found else None,
+    }

@@ -168,12 +168,9 @@ class ManifestSource:
         return _manifests_in(self.directory) + found
 
     def _put_statuses(self, objects: dict[tuple[Kind, Key], Object]) -> None:
-        for path, file in self._files.items():
-            for _, item in file.good.found if path.parent == self._statuses else ():
-                of = objects.get(("Service", item.key))
-                if isinstance(item, Service) and isinstance(of, Service) and of.uid == item.uid:
-                    now = msgspec.structs.replace(of, load_balancer=item.load_balancer)
-                    objects["Service", item.key] = now
+        files = (file for path, file in self._files.items() if path.parent == self._statuses)
+        written = [item for file in files for _, item in file.good.found]
+        objects |= {(kind_of(item), item.key): item for item in with_statuses(objects.values(), written)}
 
     def _tell(self, errors: list[ManifestError]) -> None:
         for error in errors:
@@ -193,6 +190,17 @@ class ManifestSource:
             self._listed = True
             for kind in self._kinds:
                 deliver(Synced(kind))
+
+
+def with_statuses(objects: Iterable[Object], written: Iterable[AnyObject]) -> list[Object]:
+    """The objects, Services with the status that was written for them apart, where their uid is the same."""
+    services = {(item.key, item.uid): item for item in written if isinstance(item, Service)}
+    return [
+        msgspec.structs.replace(item, load_balancer=status.load_balancer)
+        if isinstance(item, Service) and (status := services.get((item.key, item.uid)))
+        else item
+        for item in objects
+    ]
 
 
 @dataclass(frozen=True, slots=True)
