@@ -61,11 +61,11 @@ class Asked:
             return _of_lab(tell or _to_stderr)
         return _of_api(kubeconfig, self.context)
 
-    def objects(self) -> tuple[Snapshot, Places]:
-        """All objects as they are now, and where each stands in the manifests. Raises Unreachable."""
+    def objects(self, tell: Callable[[str], None] | None = None) -> tuple[Snapshot, Places]:
+        """As snapshot, and where each object stands in the manifests. Raises Unreachable."""
         if not self.files:
-            return self.snapshot(), {}
-        found = _manifests(self.files, _to_stderr)
+            return self.snapshot(tell), {}
+        found = _manifests(self.files, tell or _to_stderr)
         return snapshot_of(found.objects), found.places
 
     def agents(self) -> Agents:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,6 +22,7 @@ from agent.cli.cluster import Asked, cluster_options
 from agent.cli.lines import Lines
 from agent.cli.output import NEGATIVE, Coloured, Line, output_option, show
 from agent.cluster.model import Family, IPAddress, Protocol
+from agent.cluster.store import Snapshot
 from agent.compile.service import ServiceSettings
 from agent.explain.answer import Answer, Step
 from agent.explain.fields import Field
@@ -30,6 +31,9 @@ from agent.explain.question import CannotAnswerError, Question
 from agent.explain.way import why
 from agent.explain.world import UnknownNameError, World, node_of
 from agent.log import printable
+
+if TYPE_CHECKING:
+    from agent.cli.cluster import Places
 
 _ENDS_WITH_PORT = re.compile(r"(?:\[(?P<bracketed>[^\]]+)\]|(?P<plain>[^:\[\]]+))(?::(?P<port>[^:]+))?")
 _PROTOCOLS: dict[str, Protocol] = {"tcp": "TCP", "udp": "UDP", "sctp": "SCTP"}
@@ -126,7 +130,7 @@ class Compared:
 
 
 @dataclass(slots=True)
-class _Seen:
+class Looked:
     """A cluster's objects, what its agents are configured to, and a way to ask them more."""
 
     world: World
@@ -134,7 +138,7 @@ class _Seen:
     agents: Agents
     announced: Mapping[str, str]
 
-    def __enter__(self) -> _Seen:
+    def __enter__(self) -> Looked:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -164,15 +168,20 @@ class _Seen:
         return Compared(leg.node, tuple(dict.fromkeys(differences(leg, told))), passes=passes)
 
 
-def _looked(asked: Asked, *, ask: bool) -> _Seen:
+def _looked(asked: Asked, *, ask: bool) -> Looked:
     """Everything that is needed, fetched at the same time. Raises Unreachable."""
     with ThreadPoolExecutor(1) as threads:
         asking = threads.submit(_settings, asked) if ask else None
         snapshot, places = asked.objects()
         agents, settings = asking.result() if asking else (Agents({}), {})
+    return looked_at(snapshot, places, agents, settings)
+
+
+def looked_at(snapshot: Snapshot, places: Places, agents: Agents, settings: Mapping[str, Any]) -> Looked:
+    """What was fetched, put together; `settings` are the agents' answers to `settings`."""
     known = {node: _read(said) for node, said in settings.items()}
     announced = {address: node for node, said in settings.items() for address in said["announced"]}
-    return _Seen(World(snapshot, known), Lines(places), agents, announced)
+    return Looked(World(snapshot, known), Lines(places), agents, announced)
 
 
 def _settings(asked: Asked) -> tuple[Agents, dict[str, Any]]:
@@ -184,9 +193,14 @@ def _settings(asked: Asked) -> tuple[Agents, dict[str, Any]]:
         agents = asked.agents()
     except Unreachable:
         return Agents({}), {}
+    return agents, settings_of(agents)
+
+
+def settings_of(agents: Agents) -> dict[str, Any]:
+    """What the agents are configured to, of those that answer."""
     some = agents.nodes if len(agents.nodes) <= MOST_ASKED_AHEAD else agents.nodes[:1]
     told = agents.ask_all("settings", nodes=some)
-    return agents, {node: said for node, said in told.items() if not isinstance(said, Silent)}
+    return {node: said for node, said in told.items() if not isinstance(said, Silent)}
 
 
 def _read(said: Mapping[str, Any]) -> ServiceSettings:
