@@ -141,14 +141,22 @@ class RelayLine:
     def ask(self, call: str, body: Mapping[str, object]) -> Any:
         """The answer to a call. Raises SilentError, ApiError."""
         self._execution.write(json.dumps({"call": call, "body": dict(body)}))
-        answer = json.loads(self._execution.read_line())
-        if "error" in answer:
-            raise SilentError(str(answer["error"]))
-        return answer["ok"]
+        return answered(self._execution.read_line())
 
     def close(self) -> None:
         """End the program."""
         self._execution.close()
+
+
+def answered(line: str | bytes) -> Any:
+    """What a line of `podwall relay` answers. Raises SilentError, also for what is no answer."""
+    try:
+        answer = json.loads(line)
+        if "error" in answer:
+            raise SilentError(str(answer["error"]))
+        return answer["ok"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SilentError(f"`podwall relay` said what is no answer: {line[:200]!r}") from error
 
 
 def by_sockets(sockets: Mapping[str, Path]) -> Agents:

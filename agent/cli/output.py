@@ -92,7 +92,7 @@ def table(rows: Sequence[T], columns: Sequence[Column[T]], *, wide: bool = False
 
 
 def _cell(value: object) -> str:
-    if value is None or value in ("", []):
+    if value is None or value in ("", [], ()):
         return NOTHING
     if isinstance(value, (list, tuple)):
         return ",".join(map(str, value))
