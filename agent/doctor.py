@@ -29,7 +29,13 @@ from typing import Any, NamedTuple
 
 from agent import features, kube_proxy, node
 from agent.cluster.client import ApiClient
-from agent.cluster.credentials import credential_source
+from agent.cluster.credentials import (
+    SERVICE_ACCOUNT,
+    Credentials,
+    CredentialSource,
+    credential_source,
+    find_api_server,
+)
 from agent.cluster.errors import ApiError
 from agent.cluster.model import IPAddress, IPNetwork, Node
 from agent.config import Config
@@ -292,6 +298,22 @@ def _uplink(known: Known) -> Link:
     return next(link for link in _listed() if link.name == name)
 
 
+def routed() -> tuple[IPNetwork, ...]:
+    """The ranges of Pods that podwall's routes on this machine lead to. Raises OSError."""
+
+    async def read() -> tuple[IPNetwork, ...]:
+        routes = RouteKernel()
+        try:
+            return tuple(route.destination for route in (await routes.read()).routes)
+        finally:
+            await routes.close()
+
+    try:
+        return asyncio.run(read())
+    except RouteError as error:
+        raise OSError(str(error)) from error
+
+
 def own_addresses() -> Iterable[IPAddress]:
     """This machine's address on the default route of each family that has one."""
     for family, far in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
@@ -341,12 +363,8 @@ def _api_server(config: Config) -> dict[str, Any] | None:
     """How fast it answers, its clock, and what podwall may not do there; None for a cluster of manifests."""
     if config.cluster != "api":
         return None
-    source = credential_source(
-        kubeconfig=config.kubeconfig,
-        api_server=config.api_server,
-        kubelet_kubeconfig=config.kubelet_kubeconfig,
-    )
-    client = ApiClient(source, connect_s=API_LIMIT_S, answer_s=API_LIMIT_S)
+    known = config.kubeconfig is not None or SERVICE_ACCOUNT.exists()
+    client = ApiClient(_source(config, known), connect_s=API_LIMIT_S, answer_s=API_LIMIT_S)
     began = time.monotonic()
     try:
         connection = client.connection()
@@ -356,13 +374,32 @@ def _api_server(config: Config) -> dict[str, Any] | None:
         date = response.getheader("Date")
         server = parsedate_to_datetime(date).timestamp() + 0.5 if date else None  # whole seconds, cut off
         skew = time.time() - took / 2 - server if server else None
-        answer = {"seconds": took, "skew": skew, "error": "", "forbidden": _forbidden(client)}
+        forbidden = _forbidden(client) if known else []
+        answer = {"seconds": took, "skew": skew, "error": "", "forbidden": forbidden}
         connection.close()
     except ApiError as error:
-        answer = {"seconds": time.monotonic() - began, "skew": None, "error": str(error), "forbidden": []}
+        answered = bool(error.status) and not known  # it need not tell strangers anything
+        said = "" if answered else str(error)
+        answer = {"seconds": time.monotonic() - began, "skew": None, "error": said, "forbidden": []}
     finally:
         client.close()
     return answer
+
+
+def _source(config: Config, known: bool) -> CredentialSource:
+    """The agent's credentials, or a stranger's where this is no agent's Pod."""
+    if known:
+        return credential_source(
+            kubeconfig=config.kubeconfig,
+            api_server=config.api_server,
+            kubelet_kubeconfig=config.kubelet_kubeconfig,
+        )
+
+    def read() -> Credentials:
+        server = find_api_server(config.api_server, config.kubelet_kubeconfig, os.environ)
+        return Credentials(server, verify=False)
+
+    return CredentialSource(read)
 
 
 def _forbidden(client: ApiClient) -> list[str]:

@@ -161,7 +161,7 @@ def _kube_proxy(asked: Asked) -> bool | None:
 
 def _here(config: Path | None) -> tuple[tuple[Finding, ...], list[str]]:
     from agent import config as configuration  # noqa: PLC0415 - only --here needs the agent's side
-    from agent.doctor import Known, facts  # noqa: PLC0415
+    from agent.doctor import Known, facts, routed  # noqa: PLC0415
 
     arguments = ["--config", str(config)] if config else []
     if "PODWALL_NODE_NAME" not in os.environ:
@@ -176,5 +176,5 @@ def _here(config: Path | None) -> tuple[tuple[Finding, ...], list[str]]:
         name = str(seen["node"])
     except SilentError as error:
         name = settings.node_name
-        seen, silent = facts(Known(settings)), {name: str(error)}
+        seen, silent = facts(Known(settings, pod_cidrs=routed())), {name: str(error)}
     return findings({name: seen}, Cluster(silent=silent)), [name]

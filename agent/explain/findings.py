@@ -262,7 +262,7 @@ def _api(name: str, facts: Facts) -> Iterator[Finding]:
     if not api:
         return
     if api["error"]:
-        mend = f"on the node: curl -k SERVER/version; see api_server in {SETTINGS.rsplit('edit ', 1)[1]}"
+        mend = f"{SETTINGS}   # api_server: https://ADDRESS:6443; then {RESTART}"
         yield Finding(ERROR, "api", name, f"the API server cannot be asked: {api['error']}", mend)
     elif api["seconds"] > SLOW_S:
         cause = f"the API server took {api['seconds']:.1f} s to say its version"
