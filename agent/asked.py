@@ -10,7 +10,6 @@ An answer has no more than fits into a message on the socket, names may be long,
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -23,7 +22,7 @@ from agent.datapath import Datapath
 from agent.denials import Denied
 from agent.following import Following, Unlogged
 from agent.headers import PROTOCOL_NAMES
-from agent.nft.handles import rules
+from agent.nft.handles import KernelRule, rules
 from cni import spec, wire
 from cni.spec import CniError
 
@@ -41,13 +40,14 @@ def answers(datapath: Datapath) -> Mapping[str, Answer]:
     async def policies(body: Body) -> object:
         return listed("policies", [state.to_json() for state in datapath.policy_states()])
 
-    unlogged = Unlogged()
+    before: tuple[KernelRule, ...] = ()
     with suppress(OSError):
-        unlogged.look(rules(TABLE), 0)  # what was denied before is not this agent's to have logged
+        before = rules(TABLE)  # what these counted is not this agent's to have logged
+    unlogged = Unlogged(before, 0)
 
     async def denials(body: Body) -> object:
         found = datapath.denials
-        not_logged = unlogged.look(await asyncio.to_thread(rules, TABLE), found.packets + found.lost)
+        not_logged = await unlogged.since(lambda: found.packets + found.lost)
         newest_first = [denied_json(each) for each in reversed(found.recent())]
         return {**listed("denials", newest_first), "lost": found.lost, "not_logged": not_logged}
 

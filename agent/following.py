@@ -32,6 +32,7 @@ MOST_SESSIONS = 8
 ROOM = wire.LIMIT - 4096
 LATE_S = 0.25  # a denial is told at the end of its second, and a little later where all is busy
 DENIED_COMMENT = "denied"
+ON_THE_WAY_S = 0.3  # from a rule that logs to the agent: the kernel gathers for 0.1 s
 
 Named = Callable[[IPAddress], str]
 FlowJson = Callable[[Flow, Named], dict[str, Any]]
@@ -41,22 +42,28 @@ DeniedJson = Callable[[Any], dict[str, Any]]
 class Unlogged:
     """How many packets the rules denied and did not log: their counters' growth, less what was logged."""
 
-    def __init__(self) -> None:
-        self._counted: dict[tuple[str, int], int] = {}
-        self._denied = 0
-        self._begun = False
+    def __init__(self, begun: tuple[KernelRule, ...], logged: int) -> None:
+        """Takes the rules as they are, and how many packets were logged so far."""
+        self._counted = _denied_by(begun)
+        self._denied = logged
+        self._most = 0
 
-    def look(self, listed: tuple[KernelRule, ...], logged: int) -> int:
-        """How many there are since the first look. A rule that was made anew begins to count at 0."""
-        now = {
-            (each.chain, each.handle): each.packets or 0 for each in listed if each.comment == DENIED_COMMENT
-        }
-        if not self._begun:
-            self._begun, self._denied = True, logged
-        else:
-            self._denied += sum(max(0, packets - self._counted.get(key, 0)) for key, packets in now.items())
+    async def since(self, logged: Callable[[], int]) -> int:
+        """At least how many since then; what is logged comes a moment after it was counted. Raises OSError.
+
+        A rule that was made anew begins to count at 0.
+        """
+        now = _denied_by(await asyncio.to_thread(rules, TABLE))
+        self._denied += sum(max(0, packets - self._counted.get(key, 0)) for key, packets in now.items())
         self._counted = now
-        return max(0, self._denied - logged)
+        if self._denied > logged() + self._most:
+            await asyncio.sleep(ON_THE_WAY_S)
+        self._most = max(self._most, self._denied - logged())
+        return self._most
+
+
+def _denied_by(listed: tuple[KernelRule, ...]) -> dict[tuple[str, int], int]:
+    return {(each.chain, each.handle): each.packets or 0 for each in listed if each.comment == DENIED_COMMENT}
 
 
 class Session:
@@ -69,7 +76,7 @@ class Session:
         self._datapath = datapath
         self._flow_json, self._denied_json = flow_json, denied_json
         self._lost_before = datapath.denials.lost
-        self._unlogged = Unlogged()
+        self._unlogged = Unlogged(rules(TABLE), self._logged())
         self._events = FlowEvents(self._tell) if flows else None
         self._denials = datapath.denials.subscribe()
         self._denials.__enter__()
@@ -89,8 +96,7 @@ class Session:
         until: everything before this time has been told.
         """
         now = time.time()
-        logged = self._datapath.denials.packets + self._datapath.denials.lost
-        unlogged = self._unlogged.look(await asyncio.to_thread(rules, TABLE), logged)
+        unlogged = await self._unlogged.since(self._logged)
         room = ROOM
 
         def fits(told: Told) -> bool:
@@ -119,6 +125,9 @@ class Session:
                 "flow_overruns": self._events.overruns if self._events else 0,
             },
         }
+
+    def _logged(self) -> int:
+        return self._datapath.denials.packets + self._datapath.denials.lost
 
     def _tell(self, event: str, flow: Flow, when: float) -> Told | None:
         named = self._named

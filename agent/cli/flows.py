@@ -28,7 +28,7 @@ from agent.cli.agents import Agents, Silent
 from agent.cli.ask import Unreachable
 from agent.cli.cluster import Asked, cluster_options
 from agent.cli.output import GAP, Column, output_option, say, show, table
-from agent.explain.observed import Event, Names, Seen, denial, flow, join
+from agent.explain.observed import Event, Names, Seen, Wire, denial, flow, join
 from agent.explain.world import World
 from agent.log import printable
 
@@ -163,10 +163,10 @@ class _Listing:
         for node, answer in denials.items():
             seen += (denial(node, each) for each in answer["denials"])
             self._note(node, "denials", answer)
-        found = self._asked(agents.ask_all("flows", nodes=nodes)) if wanted.allowed else {}
-        for node, answer in found.items():
-            seen += (flow(node, each) for each in answer["flows"])
-            self._note(node, "flows", answer)
+        for node, answer in self._asked(agents.ask_all("flows", nodes=nodes)).items():
+            seen += (flow(node, each) for each in answer["flows"])  # denials' too: they know the Service
+            if wanted.allowed:
+                self._note(node, "flows", answer)
         if self.silent and not denials:
             raise Unreachable("; ".join(self.silent.values()))
         names = Names(World(asked.snapshot()))
@@ -285,6 +285,7 @@ class Follower:
         self._pending: list[Seen] = []
         self._legs: OrderedDict[tuple[str, Any], float] = OrderedDict()  # of told ones, on other nodes
         self._told: OrderedDict[tuple[str, Any], None] = OrderedDict()  # begun, and at which node
+        self._denied: OrderedDict[Wire, Seen] = OrderedDict()  # flows whose packets are still tried again
         self._names: Names | None = None
         self._named_at = 0.0
         self._first: tuple[float, list[dict[str, Any]]] | None = self._news()
@@ -339,11 +340,16 @@ class Follower:
         now = time.time()
         while self._legs and next(iter(self._legs.values())) < now:
             self._legs.popitem(last=False)
+        while len(self._denied) > MOST_TOLD:
+            self._denied.popitem(last=False)
         self._pending = [each for each in self._pending if not self._is_known(each)]
         found: list[Event] = []
-        for connection in join(self._pending, now):
+        for connection in join(self._pending, now, self._denied):
             if (connection.time or 0.0) > until:
                 continue
+            if connection.denial and not connection.first.is_denial:
+                self._denied[connection.denial.leaving] = connection.first
+                self._denied |= {part.leaving: connection.first for part in connection.parts}
             gone = {id(part) for part in connection.parts}
             self._pending = [each for each in self._pending if id(each) not in gone]
             if self._remember(connection.first, connection.parts, denied=connection.denial is not None):

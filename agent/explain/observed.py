@@ -142,7 +142,10 @@ class Seen:
 
     @property
     def leaving(self) -> Wire:
-        """The packet as it went on."""
+        """The packet as it went on, or would have."""
+        if self.is_denial:
+            raw = self.raw
+            return raw["protocol"], (raw["source"], raw["sport"]), (raw["destination"], raw["dport"]), ()
         return self._wire(self.raw["seen_source"] or self.raw["source"], self.raw["destination"])
 
     @property
@@ -201,15 +204,21 @@ class Connection:
         return self.denial.time if self.denial else self.first.time
 
 
-def join(seen: Iterable[Seen], now: float) -> list[Connection]:
-    """The connections behind what the nodes saw; `now` in seconds since the epoch."""
+def join(seen: Iterable[Seen], now: float, earlier: Mapping[Wire, Seen] | None = None) -> list[Connection]:
+    """The connections behind what the nodes saw; `now` in seconds since the epoch.
+
+    earlier: denied flows of before, by what leaves the node, whose further packets may be denied too.
+    """
     found = list(seen)
-    flows = [each for each in found if not each.is_denial]
-    connections = _connected(flows)
-    for each in found:
-        if each.is_denial:
-            connections = _denied(each, connections, now)
-    return connections
+    connections = _connected([each for each in found if not each.is_denial])
+    whose: dict[int, Connection] = {}
+    denied: list[Connection] = []
+    for of in found:
+        if of.is_denial:
+            about = [] if of.event == "audit" else [each for each in connections if _is_about(of, each, now)]
+            whose |= {id(each): each for each in about}
+            denied.append(_denied(of, about, earlier or {}))
+    return [*(each for each in connections if id(each) not in whose), *denied]
 
 
 def _connected(flows: Sequence[Seen]) -> list[Connection]:
@@ -247,15 +256,13 @@ def _followed(
     return whole
 
 
-def _denied(of: Seen, connections: list[Connection], now: float) -> list[Connection]:
-    """The same connections with those that this denial is about as one."""
-    if of.event == "audit":
-        return [*connections, Connection(of, of, [of], of)]
-    mine = [each for each in connections if each.denial is None and _is_about(of, each, now)]
-    parts = [of, *(part for each in mine for part in each.parts)]
-    first = mine[0].first if mine else of
-    rest = [each for each in connections if not any(each is one for one in mine)]
-    return [*rest, Connection(first, of, parts, of)]
+def _denied(of: Seen, about: Sequence[Connection], earlier: Mapping[Wire, Seen]) -> Connection:
+    """A denial with the connections that it is about, which are several when it counts several."""
+    parts = [of, *(part for each in about for part in each.parts)]
+    exact = [each.first for each in about if each.last.leaving == of.leaving]
+    others = [each.first for each in about]
+    known = [earlier[of.leaving]] if of.leaving in earlier else []
+    return Connection([*exact, *known, *others, of][0], of, parts, of)
 
 
 def _is_about(of: Seen, connection: Connection, now: float) -> bool:
@@ -375,9 +382,7 @@ class Names:
     def _why(self, raw: Mapping[str, Any]) -> str:
         if raw["direction"] == "midstream":
             return "not the first packet of a connection, and the node knows none that it belongs to"
-        names = (
-            ", ".join(raw["policies"]) or "its namespace's policies"
-        )
+        names = ", ".join(raw["policies"]) or "its namespace's policies"
         said = f"{raw['direction']} of {raw['pod'] or 'the Pod'} is isolated by {names}, no rule admits it"
         near = self._nearest(raw)
         return f"{said}; {near}" if near else said
