@@ -6,21 +6,24 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
 
 from agent.cli.ask import Unreachable
 from agent.cli.cluster import Asked, cluster_options
+from agent.cli.expectations import Verdict, read
 from agent.cli.output import FORMATS, GAP, NEGATIVE, Coloured, Line, show
-from agent.cluster.model import PROTOCOLS, Family, Pod, Protocol
+from agent.cli.probes import tried
+from agent.cluster.model import PROTOCOLS, Pod, Protocol
 from agent.explain.ends import columns_named, distinct, pods_named, takes_part
+from agent.explain.expect import written
 from agent.explain.groups import NO, OTHERWISE, Grouped, grouped
 from agent.explain.imagined import with_addresses
 from agent.explain.labels import SelectorError, selector
-from agent.explain.matrix import Column, Matrix, Way, columns_of, matrix
+from agent.explain.matrix import Column, Matrix, Way, columns_of, matrix, sentence
 from agent.explain.seen import Observed, attempt, differs
-from agent.explain.way import why
 from agent.explain.world import UnknownNameError, World, title
 from agent.log import printable
 
@@ -28,6 +31,8 @@ PROTOCOL_NAMES: dict[str, Protocol] = {name.lower(): name for name in PROTOCOLS}
 MOST_TOLD = 20  # differences, and Pods that are left out; -o json has all
 COLOURS = {"yes": "green", NO: "red"}
 DIFFERENT = "yellow"
+EXPECT = "expect"
+FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command("matrix")
@@ -38,11 +43,20 @@ DIFFERENT = "yellow"
 @click.option("--port", metavar="PORT", help="This port of every target, instead of those they declare.")
 @click.option("--protocol", type=click.Choice(list(PROTOCOL_NAMES), case_sensitive=False))
 @click.option("--probe", is_flag=True, help="Also connect, from inside of the Pods, and compare.")
+@click.option("--expect", type=FILE, metavar="FILE", help="Hold what this file expects against it.")
+@click.option("--picture", type=FILE, metavar="FILE", help="Also draw it, as SVG.")
 @click.option(
-    "-o", "--output", type=click.Choice(FORMATS), default="table", show_default=True, help="How to say it."
+    "-o",
+    "--output",
+    type=click.Choice([*FORMATS, EXPECT]),
+    default="table",
+    show_default=True,
+    help="How to say it; expect: as a file for --expect.",
 )
 @cluster_options
-def matrix_command(asked: Asked, output: str, probe: bool, **options: Any) -> None:
+def matrix_command(
+    asked: Asked, output: str, probe: bool, expect: Path | None, picture: Path | None, **options: Any
+) -> None:
     """Say who reaches whom on which port.
 
     A row is a source Pod, a column a port of a target; Pods of one workload that may do the same share one
@@ -55,23 +69,51 @@ def matrix_command(asked: Asked, output: str, probe: bool, **options: Any) -> No
     podwall matrix -A --to svc/shop/api --port 80
     podwall matrix -n shop --from web --to 203.0.113.10:443
     podwall matrix -A --probe
+    podwall matrix -n shop -o expect >shop.yaml
+    podwall matrix --expect shop.yaml --probe
 
     It is computed from the cluster's objects. With --probe the agents of the source Pods' nodes connect as
     well, from inside of the Pods; a refusal counts as reached. Ends with 1 when something was seen to be
-    otherwise than computed, and with 3 when an agent could not be asked.
+    otherwise than computed or an expectation does not hold, and with 3 when an agent could not be asked.
     """
     if probe and not asked.live:
         raise click.UsageError("--probe needs a cluster: manifests (-f) have no agents to ask")
+    if expect is not None:
+        _refuse_with_expect(output, picture, options)
     world, given = _world(asked)
-    try:
+    shown: Report | Verdict
+    if expect is not None:
+        checks = read(world, expect, asked.namespace)
+        seen = tried(asked, (each.pairs for each in checks)) if probe else {}
+        shown = Verdict(world, expect, checks, seen)
+    else:
         picked = _picked(world, asked.namespace, options)
-    except (UnknownNameError, SelectorError) as error:
-        raise click.UsageError(printable(str(error))) from error
-    decided = matrix(world, picked.sources, picked.columns)
-    observed = _observed(asked, decided) if probe else {}
-    report = Report(world, decided, observed, (*given, *picked.notes))
-    show(output, report.content() if output in ("json", "yaml") else None, lambda: report.lines(output))
-    report.end()
+        decided = matrix(world, picked.sources, picked.columns)
+        seen = tried(asked, (decided,)) if probe else {}
+        shown = Report(world, decided, seen, (*given, *picked.notes))
+        if picture is not None:
+            _draw(picture, decided, seen)
+        if output == EXPECT:
+            click.echo(written(world, decided, grouped(decided)), nl=False)
+            return
+    show(output, shown.content() if output in ("json", "yaml") else None, lambda: shown.lines(output))
+    shown.end()
+
+
+def _refuse_with_expect(output: str, picture: Path | None, options: dict[str, Any]) -> None:
+    """A file says itself what it is about. Raises UsageError."""
+    if picture is not None or output == EXPECT or any(options.values()):
+        raise click.UsageError("--expect goes with -n, --probe and -o table, wide, json or yaml alone")
+
+
+def _draw(path: Path, decided: Matrix, seen: Observed) -> None:
+    """Raises UsageError."""
+    from agent.explain.picture import picture  # noqa: PLC0415 - only this needs it
+
+    try:
+        path.write_text(picture(grouped(decided, seen), tried=bool(seen)), encoding="utf-8")
+    except OSError as error:
+        raise click.UsageError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def _world(asked: Asked) -> tuple[World, tuple[str, ...]]:
@@ -96,7 +138,14 @@ class Picked:
 
 
 def _picked(world: World, namespace: str, options: dict[str, Any]) -> Picked:
-    """The rows and columns that are asked for. Raises UnknownNameError, SelectorError, UsageError."""
+    """The rows and columns that are asked for. Raises UsageError."""
+    try:
+        return _named(world, namespace, options)
+    except (UnknownNameError, SelectorError) as error:
+        raise click.UsageError(printable(str(error))) from error
+
+
+def _named(world: World, namespace: str, options: dict[str, Any]) -> Picked:
     protocol = PROTOCOL_NAMES.get(options["protocol"] or "")
     port = _port(options["port"])
     there = world.snapshot.pods if options["all_namespaces"] else world.snapshot.pods_in(namespace)
@@ -151,18 +200,6 @@ def _few(names: Sequence[str]) -> str:
 
 def _name(pod: Pod) -> str:
     return f"{pod.namespace}/{pod.name}"
-
-
-def _observed(asked: Asked, decided: Matrix) -> Observed:
-    """What the agents saw; what differs is tried a second time, because a packet may have been lost."""
-    from agent.cli.probes import observe  # noqa: PLC0415 - only this needs it
-
-    ways = [(source, column, way) for source, column, cell in decided.cells() for way in cell]
-    with asked.agents() as agents:
-        observed = dict(observe(agents, ((of[0], attempt(*of)) for of in ways)))
-        again = [of for of in ways if differs(of[1], of[2], observed[attempt(*of)])]
-        observed.update(observe(agents, ((of[0], attempt(*of)) for of in again)))
-    return observed
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,8 +270,7 @@ class Report:
     def _sentence(self, source: Pod, column: Column, way: Way) -> str:
         seen = self.observed[attempt(source, column, way)]
         words = f" ({seen.words})" if seen.words else ""
-        family: Family = 4 if way.source.version == 4 else 6
-        said = why(self.world, column.question(source, family)).sentence
+        said = sentence(self.world, source, column, way)
         return (
             f"{_name(source)} to {title(column.target)} {way.destination} {column.protocol} {column.port}: "
             f"seen {seen.verdict}{words}, but computed {said}"
@@ -291,4 +327,4 @@ def _row(label: str, words: Sequence[str], widths: Sequence[int]) -> Line:
     for word, width in zip(words, widths[1:], strict=True):
         colour = DIFFERENT if word.endswith(OTHERWISE) else COLOURS.get(word)
         parts += [GAP, Coloured(word, colour) if colour else word, " " * (width - len(word))]
-    return parts
+    return parts[:-1]

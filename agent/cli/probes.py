@@ -14,19 +14,36 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
 
 from agent.cli.agents import MOST_AT_ONCE, Agents, SilentError
+from agent.cli.cluster import Asked
 from agent.cluster.model import Pod
-from agent.explain.seen import Attempt, Observed, Seen
+from agent.explain.matrix import Column, Matrix, Way
+from agent.explain.seen import Attempt, Observed, Seen, attempt, differs
 
 PER_QUESTION = 1000
 
 Wanted: TypeAlias = tuple[Pod, Attempt]
 
 
+def tried(asked: Asked, matrices: Iterable[Matrix]) -> Observed:
+    """What the agents saw of these pairs; what differs is tried again, for a packet may have been lost.
+
+    Raises Unreachable.
+    """
+    ways: list[tuple[Pod, Column, Way]] = [
+        (source, column, way) for each in matrices for source, column, cell in each.cells() for way in cell
+    ]
+    with asked.agents() as agents:
+        seen = dict(observe(agents, ((way[0], attempt(*way)) for way in ways)))
+        again = [way for way in ways if differs(way[1], way[2], seen[attempt(*way)])]
+        seen.update(observe(agents, ((way[0], attempt(*way)) for way in again)))
+    return seen
+
+
 def observe(agents: Agents, wanted: Iterable[Wanted]) -> Observed:
     """What became of each connection; each is tried once, however often it is wanted."""
     by_node: dict[str, dict[Attempt, None]] = defaultdict(dict)
-    for pod, attempt in wanted:
-        by_node[pod.node][attempt] = None
+    for pod, each in wanted:
+        by_node[pod.node][each] = None
     if not by_node:
         return {}
     seen: dict[Attempt, Seen] = {}
@@ -62,19 +79,19 @@ def _question(attempts: Sequence[Attempt]) -> dict[str, Any]:
     }
 
 
-def _target(attempt: Attempt) -> list[object]:
-    _, address, protocol, port = attempt
+def _target(of: Attempt) -> list[object]:
+    _, address, protocol, port = of
     return [str(address), port, protocol]
 
 
 def _answered(attempts: Sequence[Attempt], answer: Any) -> Iterator[tuple[Attempt, Seen]]:
     for (_, of), outcomes in zip(_by_pod(attempts), answer["pods"], strict=True):
-        for attempt, (verdict, words) in zip(of, outcomes, strict=True):
-            yield attempt, Seen(str(verdict), str(words))
+        for each, (verdict, words) in zip(of, outcomes, strict=True):
+            yield each, Seen(str(verdict), str(words))
 
 
 def _by_pod(attempts: Iterable[Attempt]) -> list[tuple[tuple[str, str], list[Attempt]]]:
     found: dict[tuple[str, str], list[Attempt]] = defaultdict(list)
-    for attempt in attempts:
-        found[attempt[0]].append(attempt)
+    for each in attempts:
+        found[each[0]].append(each)
     return list(found.items())

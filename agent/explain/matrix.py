@@ -95,6 +95,11 @@ def matrix(world: World, sources: Iterable[Pod], columns: Iterable[Column]) -> M
     return Matrix(rows, heads, cells)
 
 
+def sentence(world: World, source: Pod, column: Column, way: Way) -> str:
+    """What `why` says of a way."""
+    return why(world, column.question(source, 4 if way.source.version == 4 else 6)).sentence
+
+
 def met(end: End, family: Family) -> IPAddress | None:
     """An end's address of a family."""
     return next((each for each in addresses_of(end) if each.version == family), None)
