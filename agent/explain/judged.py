@@ -227,11 +227,21 @@ def _because(world: World, view: _View) -> str:
             f"; {'/'.join(moved.key)} would, but it stands in namespace {moved.namespace}, "
             f"where it selects no Pod, not in {denial.pod.namespace if denial.pod else ''}"
         )
-    near = [rule for rule in nearest(denial) if rule.peer_fits or rule.port_fits]
-    if len(denial.rules) == 1 or len(near) == 1:
-        rule = near[0] if near else denial.rules[0]
-        return f": {_of_rule(denial, rule)}{view.misses(world, rule)}"
-    return ""
+    rule = _the_nearest(denial)
+    return f": {_of_rule(denial, rule)}{view.misses(world, rule)}" if rule else ""
+
+
+def _the_nearest(denial: Judgement) -> RuleView | None:
+    """The rule that was meant for this, if one alone can be: by its port, else by its peers."""
+    rules = nearest(denial)
+    for meant in (
+        [rule for rule in rules if rule.port_fits and rule.rule.ports],
+        [rule for rule in rules if rule.peer_fits or rule.port_fits],
+        rules,
+    ):
+        if len(meant) == 1:
+            return meant[0]
+    return None
 
 
 def _of_rule(denial: Judgement, rule: RuleView) -> str:

@@ -1,6 +1,6 @@
 """The smallest change of a policy that would let a packet pass. Pure.
 
-    a rule whose peers fit, but not its ports --> one more port in it
+    a rule whose peers fit, but not its ports --> one more port in it, unless its peers are everybody
     a rule whose ports fit, but not its peers --> one more peer in it
     neither                                   --> one more rule in the first policy that isolates the Pod
 
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from agent.cluster.model import NAMESPACE_NAME_LABEL, NetworkPolicy, Pod
+from agent.cluster.model import EVERYTHING, NAMESPACE_NAME_LABEL, NetworkPolicy, Pod, SelectorPeer
 from agent.explain.fields import written
 from agent.explain.policy import Judgement, Packet, RuleView
 from agent.explain.world import World
@@ -71,7 +71,7 @@ def change_for(world: World, judgement: Judgement, packet: Packet) -> Change | N
     """What would make a denied direction allowed; None when it is allowed already."""
     if judgement.allowed:
         return None
-    by_port = next((rule for rule in judgement.rules if rule.peer_fits), None)
+    by_port = next((rule for rule in judgement.rules if rule.peer_fits and _names_peers(rule)), None)
     if by_port is not None and packet.port is not None:
         return Change(by_port.policy.key, (*_path(by_port), "ports", "-"), _port(packet))
     by_peer = next((rule for rule in judgement.rules if rule.port_fits and rule.rule.ports), None)
@@ -86,6 +86,19 @@ def change_for(world: World, judgement: Judgement, packet: Packet) -> Change | N
     if packet.port is not None:
         rule["ports"] = [_port(packet)]
     return Change(policy.key, ("spec", judgement.direction.lower(), "-"), rule)
+
+
+def _names_peers(rule: RuleView) -> bool:
+    """Whether it is for some peers by their labels or addresses: one more port is open to these alone."""
+    peers = rule.rule.peers or ()
+    return bool(peers) and not any(isinstance(of, SelectorPeer) and _everything(of) for of in peers)
+
+
+def _everything(of: SelectorPeer) -> bool:
+    """Whether it means whole namespaces, and not one by its name."""
+    pods = of.pod_selector is not None and of.pod_selector != EVERYTHING
+    named = of.namespace_selector is not None and of.namespace_selector != EVERYTHING
+    return not pods and not named
 
 
 _PEERS = {"Ingress": "from", "Egress": "to"}

@@ -78,7 +78,7 @@ def test_a_denied_pod_gets_the_smallest_change() -> None:
     api = pod("shop/api", "10.244.0.3", app="api")
     admits_web = {"from": [{"podSelector": {"matchLabels": {"app": "web"}}}], "ports": [{"port": 8080}]}
     from_elsewhere = {"from": [{"ipBlock": {"cidr": "10.9.0.0/16"}}]}
-    from_monitoring = {"from": [{"namespaceSelector": {}}], "ports": [{"port": 9090}]}
+    from_anybody = {"from": [{"namespaceSelector": {}}], "ports": [{"port": 9090}]}
     cases: dict[str, tuple[dict[str, Any], str]] = {
         "its port is missing": (
             policy("shop/api", ingress=[admits_web]),
@@ -95,9 +95,11 @@ def test_a_denied_pod_gets_the_smallest_change() -> None:
             "# NetworkPolicy shop/api: add to spec.ingress[0].from\n"
             "- podSelector:\n    matchLabels:\n      app: web\n",
         ),
-        "a rule for all ports is not widened": (
-            policy("shop/api", ingress=[from_elsewhere, from_monitoring]),
-            "# NetworkPolicy shop/api: add to spec.ingress[1].ports\n- protocol: TCP\n  port: 80\n",
+        "a rule for all ports, or for everybody, is not widened": (
+            policy("shop/api", ingress=[from_elsewhere, from_anybody]),
+            "# NetworkPolicy shop/api: add to spec.ingress\n"
+            "- from:\n  - podSelector:\n      matchLabels:\n        app: web\n"
+            "  ports:\n  - protocol: TCP\n    port: 80\n",
         ),
     }  # fmt: skip
     packet = packet_of(FirstPacket("10.244.0.2", "10.244.0.3", "TCP", 80))
