@@ -305,7 +305,7 @@ CASES = [
         "denied: ingress policy shop/web of Pod shop/web does not let Pod shop/client in on TCP 8080: it is "
         "for port 80, the Service's, while policies see the Pod's port 8080",
         target="svc/web",
-        changes=["spec.ingress[0].ports"],
+        changes=["spec.ingress"],
     ),
     Case(
         "a policy names a port that no container declares",
@@ -315,7 +315,7 @@ CASES = [
         "port 'metrics' is a name that no container of Pod shop/web declares",
         target="pod/web",
         port=None,
-        changes=["spec.ingress[0].ports"],
+        changes=["spec.ingress"],
     ),
     Case(
         "a port by a name that the Service does not have",
