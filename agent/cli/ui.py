@@ -36,7 +36,7 @@ def ui(asked: Asked, port: int, no_browser: bool) -> None:
     from agent.ui.server import PageServer  # noqa: PLC0415
 
     live = Live(asked)
-    live.world()
+    live.looked()
     try:
         server = PageServer(live, port)
     except OSError as error:

@@ -21,8 +21,6 @@ from agent.ui.manifest import policy_text
 
 MOST_PODS = 60
 
-_DIRECTIONS: tuple[Direction, Direction] = ("Ingress", "Egress")
-
 
 def drawing(world: World, policy: NetworkPolicy) -> dict[str, Any]:
     """The drawing of one policy, with its manifest."""
@@ -40,6 +38,7 @@ def drawing(world: World, policy: NetworkPolicy) -> dict[str, Any]:
         "selected": _members(selected),
         "ingress": _direction(world, policy, "Ingress"),
         "egress": _direction(world, policy, "Egress"),
+        "audit": policy.mode == "audit",
         "problems": [*map(str, policy.problems)],
         "manifest": policy_text(policy),
     }

@@ -1,6 +1,6 @@
 """Who there is, as plain data for the page. Pure.
 
-    Pod, node, address --id_of--> "pod/shop/web-1", "node/worker", "203.0.113.10"
+    Pod, node, address --> "pod/shop/web-1", "node/worker", "203.0.113.10"
 
 An id is also a name that `podwall why` understands. Pods of one workload belong together: those of a
 Deployment, though a ReplicaSet made them.
@@ -8,35 +8,14 @@ Deployment, though a ReplicaSet made them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from ipaddress import ip_address
-from typing import Any, NamedTuple
+from typing import Any
 
 from agent.cluster.model import NetworkPolicy, Pod, Service
 from agent.cluster.store import Snapshot
 from agent.compile.selectors import Selector
-from agent.explain.policy import isolated_by
+from agent.explain.ends import workload_of
+from agent.explain.policy import selected_by
 from agent.explain.world import World
-
-HASH_LABEL = "pod-template-hash"
-
-
-class Workload(NamedTuple):
-    """What Pods are replicas of; a Pod by itself is its own."""
-
-    kind: str
-    name: str
-
-
-def workload_of(pod: Pod) -> Workload:
-    """The workload of a Pod."""
-    owner = next((owner for owner in pod.owners if owner.controller), None)
-    if owner is None:
-        return Workload("Pod", pod.name)
-    suffix = f"-{pod.labels.get(HASH_LABEL, '')}"
-    if owner.kind == "ReplicaSet" and len(suffix) > 1 and owner.name.endswith(suffix):
-        return Workload("Deployment", owner.name.removesuffix(suffix))
-    return Workload(owner.kind, owner.name)
 
 
 def pod_id(pod: Pod) -> str:
@@ -48,23 +27,6 @@ def on_pod_network(snapshot: Snapshot) -> list[Pod]:
     """The Pods with a network of their own that have not ended, by namespace and name."""
     pods = (pod for _, pod in sorted(snapshot.pods.items()))
     return [pod for pod in pods if not pod.host_network and not pod.finished]
-
-
-def names_by_address(snapshot: Snapshot) -> Callable[[str], str]:
-    """A function from an address to the id of who has it; the address itself where nobody does."""
-    ids = {str(ip): pod_id(pod) for pod in on_pod_network(snapshot) for ip in pod.ips}
-    for node in snapshot.nodes.values():
-        ids.update({str(ip): f"node/{node.name}" for ip in (*node.internal_ips, *node.external_ips)})
-    ranges = [(cidr, node.name) for node in snapshot.nodes.values() for cidr in node.pod_cidrs]
-
-    def named(text: str) -> str:
-        if text not in ids:
-            ip = ip_address(text)
-            first = (name for cidr, name in ranges if cidr.version == ip.version and ip == cidr[0])
-            ids[text] = next((f"node/{name}" for name in first), text)
-        return ids[text]
-
-    return named
 
 
 def cluster_json(world: World) -> dict[str, Any]:
@@ -97,8 +59,8 @@ def _pod_json(world: World, pod: Pod) -> dict[str, Any]:
         "ports": [{"protocol": protocol, "port": port, "name": name} for protocol, port, name in ports],
         "labels": dict(sorted(pod.labels.items())),
         "isolated": {
-            "ingress": ["/".join(policy.key) for policy in isolated_by(world, "Ingress", pod)],
-            "egress": ["/".join(policy.key) for policy in isolated_by(world, "Egress", pod)],
+            "ingress": ["/".join(policy.key) for policy in selected_by(world, "Ingress", pod)],
+            "egress": ["/".join(policy.key) for policy in selected_by(world, "Egress", pod)],
         },
     }
 
@@ -124,5 +86,6 @@ def _policy_json(snapshot: Snapshot, policy: NetworkPolicy) -> dict[str, Any]:
         "name": policy.name,
         "types": sorted(policy.policy_types, reverse=True),
         "pods": sum(selector.matches(pod.labels) for pod in pods if not pod.host_network),
+        "audit": policy.mode == "audit",
         "problems": [*map(str, policy.problems)],
     }

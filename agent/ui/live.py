@@ -12,17 +12,21 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
 from agent.cli.agents import Agents, Silent
+from agent.cli.why import Looked, looked_at, settings_of
 from agent.cluster.store import Snapshot
-from agent.explain.world import World
-from agent.ui.entities import cluster_json, names_by_address
+from agent.explain.imagined import with_addresses
+from agent.explain.observed import Names, Seen, denial, flow, join
+from agent.ui.entities import cluster_json
 from agent.ui.traffic import Traffic
+
+if TYPE_CHECKING:
+    from agent.cli.cluster import Places
 
 TRAFFIC_S = 1.0
 OBJECTS_S = 3.0
@@ -46,45 +50,39 @@ class Cluster(Protocol):
     def namespace(self) -> str:
         """Of names that say none."""
 
-    def snapshot(self, tell: Any) -> Snapshot:
-        """All objects; `tell` gets what is wrong in them. Raises ClickException."""
+    def objects(self, tell: Callable[[str], None] | None = None) -> tuple[Snapshot, Places]:
+        """All objects and where they stand; `tell` gets what is wrong in them. Raises ClickException."""
 
     def agents(self) -> Agents:
         """The nodes' agents. Raises ClickException."""
 
 
 class Live:
-    """Reads a cluster for several threads, one at a time; a context manager that hangs up at its end."""
+    """Reads a cluster for several threads, one at a time."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         self._lock = threading.Lock()
-        self._world: World | None = None
+        self._agents = Agents({})
+        self._settings: Mapping[str, Any] = {}
+        self._looked: Looked | None = None
+        self._names: Names | None = None
         self._cluster_json: dict[str, Any] = {}
         self._problems: list[str] = []
         self._failure = ""
         self._objects_at = self._traffic_at = self._agents_at = float("-inf")
-        self._agents: Agents | None = None
         self._traffic = Traffic()
         self._silent: dict[str, str] = {}
 
     def close(self) -> None:
         """Hang up."""
         with self._lock:
-            self._drop_agents()
+            self._agents.__exit__(None, None, None)
 
-    def world(self) -> World:
-        """The objects. Raises ClickException when they have never been read."""
+    def looked(self) -> Looked:
+        """The objects, and the agents to ask more. Raises ClickException when it never could be read."""
         with self._lock:
             return self._read_objects()
-
-    @contextmanager
-    def agents(self) -> Iterator[Agents]:
-        """The nodes' agents, for one who asks them something else. Raises ClickException."""
-        with self._lock:
-            self._call_agents()
-            assert self._agents is not None
-            yield self._agents
 
     def state(self) -> Mapping[str, Any]:
         """Everything the page shows. Raises ClickException when the objects have never been read."""
@@ -103,59 +101,55 @@ class Live:
         version = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
         return {"version": version, "time": time.time(), **state}
 
-    def _read_objects(self) -> World:
-        now = time.monotonic()
-        if self._world is None or now - self._objects_at > OBJECTS_S:
-            problems: list[str] = []
-            try:
-                self._world = World(self.cluster.snapshot(problems.append))
-            except click.ClickException as error:
-                if self._world is None:
-                    raise
-                self._failure = f"these are the objects of some time ago: {error.message}"
-            else:
-                self._failure, self._problems = "", problems
-                self._cluster_json = cluster_json(self._world)
-            self._objects_at = time.monotonic()
-        return self._world
-
-    def _read_traffic(self) -> None:
-        now = time.monotonic()
-        if not self.cluster.live or now - self._traffic_at <= TRAFFIC_S:
-            return
-        assert self._world is not None
+    def _read_objects(self) -> Looked:
+        if self._looked is not None and time.monotonic() - self._objects_at <= OBJECTS_S:
+            return self._looked
+        problems: list[str] = []
         try:
             self._call_agents()
-            assert self._agents is not None
-            flows, denials = (self._agents.ask_all(call) for call in ("flows", "denials"))
+            snapshot, places = self.cluster.objects(problems.append)
         except click.ClickException as error:
-            self._silent = {"all": error.message}
+            if self._looked is None:
+                raise
+            self._failure = f"what is shown is of some time ago: {error.message}"
         else:
-            answers = [*flows.items(), *denials.items()]
-            self._silent = {node: answer.why for node, answer in answers if isinstance(answer, Silent)}
-            self._traffic.take(
-                _listed(flows, "flows"),
-                _listed(denials, "denials"),
-                names_by_address(self._world.snapshot),
-                time.time(),
-            )
-        self._traffic_at = time.monotonic()
+            if not self.cluster.live:
+                snapshot, _ = with_addresses(snapshot)
+            self._failure, self._problems = "", problems
+            self._looked = looked_at(snapshot, places, self._agents, self._settings)
+            self._names = Names(self._looked.world)
+            self._cluster_json = cluster_json(self._looked.world)
+        self._objects_at = time.monotonic()
+        return self._looked
 
     def _call_agents(self) -> None:
-        """Look again which agents there are when one has been silent for a while: its Pod may be new."""
-        outdated = bool(self._silent) and time.monotonic() - self._agents_at > AGENTS_S
-        if self._agents is None or outdated:
-            self._drop_agents()
-            self._agents = self.cluster.agents()
-            self._agents_at = time.monotonic()
+        """Look now and then which agents there are: a silent one's Pod may be a new one by now."""
+        age = time.monotonic() - self._agents_at
+        if not self.cluster.live or (age <= AGENTS_S if self._silent else self._agents.nodes):
+            return
+        self._agents.__exit__(None, None, None)
+        self._agents = self.cluster.agents()
+        self._settings = settings_of(self._agents)
+        self._agents_at = time.monotonic()
 
-    def _drop_agents(self) -> None:
-        if self._agents is not None:
-            self._agents.__exit__(None, None, None)
-            self._agents = None
+    def _read_traffic(self) -> None:
+        if not self.cluster.live or time.monotonic() - self._traffic_at <= TRAFFIC_S:
+            return
+        assert self._names is not None
+        now = time.time()
+        answers = {call: self._agents.ask_all(call) for call in ("flows", "denials")}
+        self._silent = {
+            node: answer.why
+            for by_node in answers.values()
+            for node, answer in by_node.items()
+            if isinstance(answer, Silent)
+        }
+        self._traffic.take(map(self._names.event, join(_seen(answers), now)), now)
+        self._traffic_at = time.monotonic()
 
 
-def _listed(answers: Mapping[str, Any], what: str) -> Iterator[Mapping[str, Any]]:
-    for answer in answers.values():
-        if not isinstance(answer, Silent):
-            yield from answer[what]
+def _seen(answers: Mapping[str, Mapping[str, Any]]) -> Iterator[Seen]:
+    for call, seen in (("flows", flow), ("denials", denial)):
+        for node, answer in answers[call].items():
+            if not isinstance(answer, Silent):
+                yield from (seen(node, each) for each in answer[call])

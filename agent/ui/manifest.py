@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from agent.cluster.model import (
+    MODE_ANNOTATION,
     IPBlock,
     LabelSelector,
     NetworkPolicy,
@@ -41,9 +42,13 @@ def policy_document(policy: NetworkPolicy) -> dict[str, Any]:
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
-        "metadata": {"namespace": policy.namespace, "name": policy.name},
+        "metadata": {"namespace": policy.namespace, "name": policy.name, **_mode(policy)},
         "spec": spec,
     }
+
+
+def _mode(policy: NetworkPolicy) -> dict[str, Any]:
+    return {"annotations": {MODE_ANNOTATION: policy.mode}} if policy.mode != "enforce" else {}
 
 
 def _one_line(text: str) -> str:

@@ -1,7 +1,8 @@
-"""What the page asks, answered by the same code as the commands: `why`, a policy's drawing.
+"""What the page asks, answered by the same code as the commands.
 
 /api/state    everything that is drawn                      Live
-/api/why      source, target, port, protocol, family        agent.explain.way, as `podwall why`
+/api/why      source, target, port, protocol                as `podwall why`
+/api/matrix   namespace (of the targets)                    as `podwall matrix`
 /api/policy   namespace, name                               agent.ui.drawing
 """
 
@@ -10,17 +11,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from agent.cli.why import answer_json, as_address
-from agent.cluster.model import NetworkPolicy, Pod, Protocol
-from agent.explain.policy import isolated_by
+from agent.cli.why import answer_json, as_address, in_the_kernel
+from agent.cluster.model import NetworkPolicy, Pod, Protocol, Service
+from agent.explain.ends import takes_part
+from agent.explain.groups import grouped
+from agent.explain.matrix import columns_of, matrix
+from agent.explain.policy import selected_by
 from agent.explain.question import CannotAnswerError, Question
 from agent.explain.way import why
 from agent.explain.world import End, UnknownNameError, World, title
 from agent.ui.drawing import drawing
+from agent.ui.entities import on_pod_network, pod_id
 from agent.ui.live import Live
 
 Given = Mapping[str, str]
 Answer = Callable[[Live, Given], Mapping[str, Any]]
+
+MOST_CELLS = 250_000
 
 _PROTOCOLS: Mapping[str, Protocol] = {"tcp": "TCP", "udp": "UDP", "sctp": "SCTP"}
 
@@ -37,42 +44,75 @@ def state(live: Live, given: Given) -> Mapping[str, Any]:
 
 def why_answer(live: Live, given: Given) -> Mapping[str, Any]:
     """The answer of `podwall why`, and the policies asked, to be drawn. Raises CannotBeAnsweredError."""
-    world = live.world()
-    source, target = _end(live, world, given, "source"), _end(live, world, given, "target")
-    protocol = _PROTOCOLS.get(given.get("protocol", "tcp").lower())
-    if protocol is None:
-        raise CannotBeAnsweredError("policies and Services know TCP, UDP and SCTP only")
+    looked = live.looked()
+    source, target = (_end(live, looked.world, given, field) for field in ("source", "target"))
+    address = as_address(given["target"].strip())
     question = Question(
         source=source,
         target=target,
         port=_port(given.get("port", "")),
-        protocol=protocol,
-        address=as_address(given["target"]),
+        protocol=_protocol(given.get("protocol", "tcp")),
+        address=address,
+        by_name=address is None,
     )
     try:
-        answer = why(world, question)
+        answer = why(looked.world, looked.known_to_come_in(question))
     except CannotAnswerError as error:
         raise CannotBeAnsweredError(str(error)) from error
-    changes = [{"field": change.field, "text": change.text()} for change in answer.changes]
+    nodes = looked.compared(answer.legs)
     return {
-        **answer_json(answer),
+        **answer_json(in_the_kernel(answer, nodes), nodes, looked.lines),
         "source": title(source),
         "target": title(target),
-        "patches": changes,
-        "policies": [drawing(world, policy) for policy in _policies(world, source, target)],
+        "patches": [change.text() for change in answer.changes],
+        "policies": [drawing(looked.world, policy) for policy in _policies(looked.world, source, target)],
     }
 
 
 def policy_drawing(live: Live, given: Given) -> Mapping[str, Any]:
     """One policy's drawing. Raises CannotBeAnsweredError."""
-    world = live.world()
+    world = live.looked().world
     key = given.get("namespace", ""), given.get("name", "")
     if key not in world.snapshot.policies:
         raise CannotBeAnsweredError(f"there is no NetworkPolicy {'/'.join(key)}")
     return drawing(world, world.snapshot.policies[key])
 
 
-GET: Mapping[str, Answer] = {"/api/state": state, "/api/why": why_answer, "/api/policy": policy_drawing}
+def matrix_table(live: Live, given: Given) -> Mapping[str, Any]:
+    """Who reaches whom on which declared port; alike Pods of a workload are one row, and one column.
+
+    Raises CannotBeAnsweredError for more than `MOST_CELLS`.
+    """
+    world = live.looked().world
+    pods = [pod for pod in on_pod_network(world.snapshot) if takes_part(pod)]
+    namespace = given.get("namespace", "")
+    columns = columns_of(pod for pod in pods if not namespace or pod.namespace == namespace)
+    if len(pods) * len(columns) > MOST_CELLS:
+        raise CannotBeAnsweredError(f"{len(pods)} Pods to {len(columns)} ports: choose a namespace")
+    shown = grouped(matrix(world, pods, columns))
+    return {
+        "rows": [
+            {"label": row.label, "pods": [pod_id(pods[of]) for of in row.members]} for row in shown.rows
+        ],
+        "columns": [
+            {
+                "label": group.label,
+                "pods": [pod_id(pod) for of in group.members if isinstance(pod := columns[of].target, Pod)],
+                "protocol": columns[group.members[0]].protocol,
+                "port": columns[group.members[0]].port,
+            }
+            for group in shown.columns
+        ],
+        "cells": [list(row) for row in shown.cells],
+    }
+
+
+GET: Mapping[str, Answer] = {
+    "/api/state": state,
+    "/api/why": why_answer,
+    "/api/policy": policy_drawing,
+    "/api/matrix": matrix_table,
+}
 POST: Mapping[str, Answer] = {}
 
 
@@ -86,27 +126,32 @@ def _end(live: Live, world: World, given: Given, field: str) -> End:
         raise CannotBeAnsweredError(str(error)) from error
 
 
+def _protocol(text: str) -> Protocol:
+    if text.lower() not in _PROTOCOLS:
+        raise CannotBeAnsweredError(f"policies and Services know TCP, UDP and SCTP, not {text}")
+    return _PROTOCOLS[text.lower()]
+
+
 def _port(text: str) -> int | str | None:
-    if not text.isdecimal():
+    if not (text.isascii() and text.isdecimal()):
         return text or None
-    if not 1 <= int(text) <= 65535:
+    if len(text) > 5 or not 1 <= int(text) <= 65535:
         raise CannotBeAnsweredError(f"port {text} is not from 1 to 65535")
     return int(text)
 
 
 def _policies(world: World, source: End, target: End) -> list[NetworkPolicy]:
-    """The policies that isolate the source outwards or the target inwards, or a Service's Pods."""
-    found = list(isolated_by(world, "Egress", source)) if isinstance(source, Pod) else []
+    """The policies that select the source outwards or the target, or a Service's Pods, inwards."""
+    found = list(selected_by(world, "Egress", source)) if isinstance(source, Pod) else []
     for pod in _receivers(world, target):
-        found += [policy for policy in isolated_by(world, "Ingress", pod) if policy not in found]
+        found += [policy for policy in selected_by(world, "Ingress", pod) if policy not in found]
     return found
 
 
 def _receivers(world: World, target: End) -> list[Pod]:
     if isinstance(target, Pod):
         return [target]
-    selector = getattr(target, "selector", None)
-    if not selector:
+    if not isinstance(target, Service) or not target.selector:
         return []
-    pods = world.snapshot.pods_in(target.namespace).values()  # type: ignore[union-attr]  # Services alone select
-    return [pod for pod in pods if selector.items() <= pod.labels.items()]
+    wanted = target.selector.items()
+    return [pod for pod in world.snapshot.pods_in(target.namespace).values() if wanted <= pod.labels.items()]

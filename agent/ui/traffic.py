@@ -1,29 +1,29 @@
 """What was seen of connections, as rows that stay comparable from one look to the next. Pure.
 
-    flows of all nodes   --a row per (who, whom, protocol, port)--> allowed, how many are open, when last seen
-    denials of all nodes -----------------------------------------> denied, how many packets, which way
+    flows and denials of all nodes --joined, named: agent.explain.observed--> events
+    events --a row per (who, whom, protocol, port, verdict)--> how many, which Service, when last
 
-A flow between two nodes is known to both and counted once. Kernels forget flows that have ended, people do
-not: a row stays for `KEPT_S`.
+Verdicts are allowed, denied, and audit: passed, though policies in audit mode would deny it. Kernels forget
+connections that have ended, people do not: a row stays for `KEPT_S`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+from agent.explain.observed import End, Event
 
 KEPT_S = 600.0
 MOST_KEPT = 20_000
 PORTLESS = frozenset({"icmp", "ipv6-icmp", "icmpv6"})
-SEEN_REPLY = 1 << 1  # IPS_SEEN_REPLY in the kernel's nf_conntrack_common.h
-
-Name = Callable[[str], str]
 
 
 class Key(NamedTuple):
     """What makes a row: ids of both ends, upper-case protocol, the port connected to (0: it has none)."""
 
+    verdict: str
     source: str
     target: str
     protocol: str
@@ -31,105 +31,101 @@ class Key(NamedTuple):
 
 
 class _Connection(NamedTuple):
-    """One flow, wherever it was seen."""
+    """One flow from one look to the next."""
 
-    protocol: str
-    source: str
+    key: Key
+    address: str
     sport: int
-    target: str
-    port: int
 
 
 @dataclass(slots=True)
 class _Flow:
-    key: Key
-    asked: str
+    services: frozenset[str]
     answered: bool
     first: float
     last: float
 
 
 class Traffic:
-    """Remembers flows; `take` is called with what all agents say at one time."""
+    """Remembers connections; `take` is called with everything that is known at one time."""
 
     def __init__(self) -> None:
         self._flows: dict[_Connection, _Flow] = {}
-        self._denials: list[Mapping[str, Any]] = []
+        self._denials: list[Event] = []
         self._now = 0.0
 
-    def take(
-        self,
-        flows: Iterable[Mapping[str, Any]],
-        denials: Iterable[Mapping[str, Any]],
-        name: Name,
-        now: float,
-    ) -> None:
-        """Take the agents' answers to `flows` and `denials`; `name` is who has an address."""
+    def take(self, events: Iterable[Event], now: float) -> None:
+        """Take what all agents know now; `now` in seconds since the epoch."""
         self._now = now
-        for each in flows:
-            self._take_flow(each, name)
+        self._denials = []
+        for event in events:
+            if not event.denied:
+                self._take_flow(event)
+            elif now - (event.last_time or now) <= KEPT_S:
+                self._denials.append(event)
         oldest_first = sorted(self._flows.items(), key=lambda item: item[1].last)
         kept = [item for item in oldest_first if now - item[1].last <= KEPT_S]
         self._flows = dict(kept[-MOST_KEPT:])
-        self._denials = [
-            {**each, "row": _denial_key(each, name)} for each in denials if now - each["last_time"] <= KEPT_S
-        ]
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows, sorted by their ids; times are seconds since the epoch."""
-        found = [*self._allowed(), *self._denied()]
-        return sorted(found, key=lambda row: str(row["id"]))
+        return sorted((*self._allowed(), *self._denied()), key=lambda row: str(row["id"]))
 
-    def _take_flow(self, flow: Mapping[str, Any], name: Name) -> None:
-        source, target = flow["source"], flow["destination"]
-        protocol = str(flow["protocol"])
-        port = 0 if protocol in PORTLESS else target["port"]
-        connection = _Connection(protocol, source["address"], source["port"], target["address"], port)
+    def _take_flow(self, event: Event) -> None:
+        connection = _Connection(_key("allowed", event), event.source.address, event.source.port)
         known = self._flows.get(connection)
-        answered = bool(flow["status"] & SEEN_REPLY)
-        if known is not None:
-            known.last, known.answered = self._now, answered
-            return
-        key = Key(name(source["address"]), name(target["address"]), protocol.upper(), port)
-        asked = flow["asked"]["address"] if flow.get("asked") else ""
-        self._flows[connection] = _Flow(key, asked, answered, self._now, self._now)
+        first = known.first if known else self._now
+        self._flows[connection] = _Flow(_services(event), bool(event.answered), first, self._now)
 
     def _allowed(self) -> Iterator[dict[str, Any]]:
         by_key: dict[Key, list[_Flow]] = {}
-        for flow in self._flows.values():
-            by_key.setdefault(flow.key, []).append(flow)
+        for connection, flow in self._flows.items():
+            by_key.setdefault(connection.key, []).append(flow)
         for key, flows in by_key.items():
             yield {
-                **_row(key, "allowed"),
+                **_row(key),
                 "count": len(flows),
                 "open": sum(flow.last == self._now for flow in flows),
                 "unanswered": sum(not flow.answered for flow in flows),
-                "asked": sorted({flow.asked for flow in flows if flow.asked}),
+                "services": sorted(frozenset().union(*(flow.services for flow in flows))),
                 "first": min(flow.first for flow in flows),
                 "last": max(flow.last for flow in flows),
             }
 
     def _denied(self) -> Iterator[dict[str, Any]]:
-        by_key: dict[Key, list[Mapping[str, Any]]] = {}
-        for denial in self._denials:
-            by_key.setdefault(denial["row"], []).append(denial)
-        for key, denials in by_key.items():
-            latest = max(denials, key=lambda each: float(each["last_time"]))
+        by_key: dict[Key, list[Event]] = {}
+        for event in self._denials:
+            by_key.setdefault(_key(event.event, event), []).append(event)
+        for key, events in by_key.items():
             yield {
-                **_row(key, "denied"),
-                "count": sum(each["count"] for each in denials),
-                "direction": latest["direction"],
-                "policies": sorted({of for each in denials for of in each.get("policies", ())}),
-                "first": min(each["time"] for each in denials),
-                "last": latest["last_time"],
+                **_row(key),
+                "count": sum(event.count for event in events),
+                "direction": events[-1].direction,
+                "policies": sorted({of for event in events for of in event.policies}),
+                "services": sorted(frozenset().union(*map(_services, events))),
+                "first": min(event.time or self._now for event in events),
+                "last": max(event.last_time or self._now for event in events),
             }
 
 
-def _row(key: Key, verdict: str) -> dict[str, Any]:
-    return {"id": " ".join((verdict, *map(str, key))), "verdict": verdict, **key._asdict()}
+def id_of(end: End) -> str:
+    """The id of an end: a name that `podwall why` understands."""
+    if end.pod:
+        return f"pod/{end.pod.split(',')[0]}"
+    return f"node/{end.node}" if end.node else end.address
 
 
-def _denial_key(denial: Mapping[str, Any], name: Name) -> Key:
-    protocol = str(denial["protocol"])
-    port = 0 if protocol in PORTLESS else denial["dport"] or 0
-    return Key(name(denial["source"]), name(denial["destination"]), protocol.upper(), port)
+def _key(verdict: str, event: Event) -> Key:
+    port = 0 if event.protocol in PORTLESS else event.destination.port
+    return Key(verdict, id_of(event.source), id_of(event.destination), event.protocol.upper(), port)
+
+
+def _services(event: Event) -> frozenset[str]:
+    """The Service that was asked, or the address where it was no Service's."""
+    if event.met:
+        return frozenset((f"{event.met.service}:{event.met.port}",))
+    return frozenset((str(event.asked),)) if event.asked else frozenset()
+
+
+def _row(key: Key) -> dict[str, Any]:
+    return {"id": " ".join(map(str, key)), **key._asdict()}

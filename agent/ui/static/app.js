@@ -6,6 +6,7 @@
 import { AskError, get } from "./api.js";
 import { byId, fill, html } from "./dom.js";
 import { Graph } from "./graph.js";
+import { Matrix } from "./matrix.js";
 import { placed } from "./layout.js";
 import { arranged, kept, linesOf, nameOf, portOf } from "./model.js";
 import { Panel } from "./panel.js";
@@ -21,7 +22,7 @@ class App {
     this.filters = { text: "", namespace: "", denied: false };
     this.perPod = false;
     this.selected = null;
-    this.pairs = null;
+    this.pairs = this.stacked = null;
     this.seenDenied = null;
     this.panel = new Panel({ say: (text) => this.say(text), onPlan: (plan) => this.setPlan(plan), onClose: () => this.select(null) });
     const opened = { onRow: (row) => this.openRow(row) };
@@ -29,6 +30,7 @@ class App {
     this.views = new Map([
       ["graph", { title: "Graph", of: this.graph, show: () => this.showGraph() }],
       ["table", { title: "Table", of: new Table(opened), show: (of) => of.show({ model: this.model, rows: this.rows, selected: this.selected, now: this.state.time }) }],
+      ["matrix", { title: "Matrix", of: new Matrix({ onPair: (pair) => this.panel.ask(this.model, pair, true) }), show: (of) => of.show({ state: this.state, filters: this.filters }) }],
       ["policies", {
         title: "Policies",
         of: new Policies({ onPod: (id) => this.openCard(this.model.entities.get(id)?.card), onTry: (text) => this.panel.rehearse(this.model, text) }),
@@ -93,12 +95,20 @@ class App {
     this.graph.show({
       model: this.model,
       lines: linesOf(this.model, this.rows, this.perPod),
-      placed: placed(this.model, known, this.perPod),
+      placed: this.placed(known),
       perPod: this.perPod,
       lit: this.lit(),
       selected: this.selected,
       badges: this.badges(),
     });
+  }
+
+  // As it was arranged, or the way that is seen larger.
+  placed(pairs) {
+    const ways = (this.stacked === null ? [false, true] : [this.stacked]).map((stacked) => ({ stacked, at: placed(this.model, pairs, this.perPod, stacked) }));
+    const best = ways.sort((one, other) => this.graph.sight.scaleOf(other.at) - this.graph.sight.scaleOf(one.at))[0];
+    this.stacked = best.stacked;
+    return best.at;
   }
 
   // The cards that are not faded: those the filtered lines touch, and those of the chosen namespace.
@@ -123,7 +133,7 @@ class App {
   }
 
   arrange() {
-    this.pairs = null;
+    this.pairs = this.stacked = null;
     this.graph.sight.moved = false;
     this.show();
     this.graph.sight.fit();
@@ -200,7 +210,7 @@ class App {
       byId(`tab-${other}`).tabIndex = other === name ? 0 : -1;
     }
     byId("view").replaceChildren(this.views.get(name).of.element);
-    byId("view").dataset.view = name;
+    document.body.dataset.view = name;
     this.show();
   }
 
@@ -221,6 +231,7 @@ class App {
     this.perPod = perPod;
     for (const each of button.parentElement.children) each.setAttribute("aria-pressed", String(each === button));
     this.graph.sight.moved = false;
+    this.stacked = null;
     this.show();
   }
 

@@ -26,7 +26,7 @@ export function drawing(policy, onPod) {
 
 function side(way, title, { isolates, rules }, onPod) {
   const content = !isolates
-    ? html("p", { class: "free" }, way === "in" ? "Everybody, as far as this policy goes" : "Everybody, as far as this policy goes")
+    ? html("p", { class: "free" }, "Everybody: this policy does not say")
     : rules.length === 0
       ? html("p", { class: "none" }, html("span", { class: "sign denied", "aria-hidden": "true" }, "✕"), "nobody")
       : html("ol", {}, rules.map((rule) => ruleOf(way, rule, onPod)));

@@ -9,7 +9,7 @@ import { CARD } from "./layout.js";
 import { portOf } from "./model.js";
 import { Sight } from "./sight.js";
 
-const KINDS = ["allowed", "denied", "opened", "closed", "active"];
+const KINDS = ["allowed", "denied", "audit", "opened", "closed", "active"];
 const NEAR = 24;
 
 export class Graph {
@@ -234,12 +234,14 @@ function arrow(kind) {
 
 const newBox = () => svg("g", { class: "box" }, svg("rect", { rx: 12 }), svg("text", { x: 15, y: 23 }));
 
+const SIGNS = { denied: "M-3 -3L3 3M3 -3L-3 3", opened: "M-3.5 0H3.5M0 -3.5V3.5", audit: "M0 -4V1M0 3V4" };
+
 const newMark = () => svg("g", { class: "mark", "aria-hidden": "true" }, svg("circle", { r: 7 }), svg("path"));
 
 function setMark(of, line, { x, y }) {
   of.setAttribute("class", `mark ${line.verdict}`);
   of.setAttribute("transform", `translate(${x} ${y})`);
-  of.lastChild.setAttribute("d", line.verdict === "opened" ? "M-3.5 0H3.5M0 -3.5V3.5" : "M-3 -3L3 3M3 -3L-3 3");
+  of.lastChild.setAttribute("d", SIGNS[line.verdict] ?? SIGNS.denied);
 }
 
 const move = (of, at) => of.style.setProperty("transform", `translate(${at.x}px, ${at.y}px)`);

@@ -4,7 +4,7 @@ import { AskError, get, post } from "./api.js";
 import { drawing } from "./drawing.js";
 import { byId, fill, html } from "./dom.js";
 import { nameOf, portOf } from "./model.js";
-import { verdict } from "./table.js";
+import { sign, verdict } from "./table.js";
 import { ago, plural } from "./words.js";
 
 const MARKS = new Map([[true, ["✓", "passes"]], [false, ["✕", "stops here"]], [null, ["·", ""]]]);
@@ -65,12 +65,12 @@ export class Panel {
 
   row(model, row, now, alike = []) {
     const answer = html("div", { class: "answer", "aria-busy": "true" }, html("p", { class: "quiet" }, "Asking why…"));
-    const seen = row.verdict === "denied" ? `${plural(row.count, "packet")} denied, the last ${ago(now - row.last)}` : `${plural(row.count, "connection")} seen, the last ${ago(now - row.last)}`;
+    const seen = `${plural(row.count, row.verdict === "allowed" ? "connection" : "packet")}, the last ${ago(now - row.last)}`;
     this.open(
       "Connection",
       html("dl", { class: "ends" }, html("dt", {}, "From"), html("dd", {}, nameOf(model, row.source)), html("dt", {}, "To"), html("dd", {}, nameOf(model, row.target)),
         html("dt", {}, "On"), html("dd", {}, portOf(row)), html("dt", {}, "Seen"), html("dd", {}, verdict(row), ` · ${seen}`),
-        row.asked?.length > 0 && [html("dt", {}, "Asked as"), html("dd", { class: "mono" }, row.asked.join(", "))]),
+        row.services.length > 0 && [html("dt", {}, "Service"), html("dd", {}, row.services.join(", "))]),
       answer,
       alike.length > 1 && this.connections(model, alike, now, "All connections of this line"),
     );
@@ -79,9 +79,9 @@ export class Panel {
 
   connections(model, rows, now, title = "Connections") {
     if (!rows.length) return section(title, html("p", { class: "quiet" }, "None was seen yet."));
-    const sorted = [...rows].sort((one, other) => (one.verdict === other.verdict ? other.last - one.last : one.verdict === "denied" ? -1 : 1));
+    const sorted = [...rows].sort((one, other) => (one.verdict === other.verdict ? other.last - one.last : other.verdict.localeCompare(one.verdict)));
     const item = (row) => html("li", { class: row.verdict }, html("button", { type: "button", class: "connection", onclick: () => this.row(model, row, now) },
-      html("span", { class: `sign ${row.verdict}` }, row.verdict === "denied" ? "✕" : "✓", html("span", { class: "hidden" }, row.verdict)),
+      sign(row), html("span", { class: "hidden" }, `${row.verdict}: `),
       html("span", { class: "pair" }, html("span", {}, nameOf(model, row.source)), html("span", { class: "to" }, html("span", { "aria-hidden": "true" }, "→ "), html("span", { class: "hidden" }, "to "), nameOf(model, row.target))),
       html("span", { class: "mono quiet" }, portOf(row))));
     return section(`${title} (${rows.length})`, html("ul", { class: "connections" }, sorted.slice(0, MOST_ROWS).map(item)),
@@ -89,7 +89,7 @@ export class Panel {
   }
 
   // A question typed by hand.
-  ask(model, { source = "", target = "", port = "" } = {}) {
+  ask(model, { source = "", target = "", port = "", protocol = "TCP" } = {}, atOnce = false) {
     const names = [...model.entities.keys(), ...(this.services ?? [])];
     const input = (name, label, value, more = {}) => html("label", { class: "labelled" }, label, html("input", { name, value, autocomplete: "off", spellcheck: "false", ...more }));
     const answer = html("div", { class: "answer" });
@@ -98,14 +98,15 @@ export class Panel {
       input("source", "From", source, { list: "names", required: true, placeholder: "pod/shop/web, an address" }),
       input("target", "To", target, { list: "names", required: true, placeholder: "svc/shop/api, pod/shop/db-0" }),
       html("div", { class: "pairs" }, input("port", "Port", port, { placeholder: "80 or http" }),
-        html("label", { class: "labelled" }, "Protocol", html("select", { name: "protocol" }, ["TCP", "UDP", "SCTP"].map((name) => html("option", {}, name))))),
+        html("label", { class: "labelled" }, "Protocol", html("select", { name: "protocol" }, ["TCP", "UDP", "SCTP"].map((name) => html("option", { selected: name === protocol }, name))))),
       html("button", { type: "submit", class: "primary" }, "Why?"));
     form.addEventListener("submit", (event) => {
       event.preventDefault();
       this.answer(answer, model, Object.fromEntries(new FormData(form)));
     });
     this.open("Ask why", html("p", { class: "quiet" }, "Pods, Services, nodes, names or addresses, as for podwall why."), form, answer);
-    form.querySelector("input").focus();
+    if (atOnce) form.requestSubmit();
+    else form.querySelector("input").focus();
   }
 
   // Puts the answer of `why` into an element; row: what was seen of it, if anything.
@@ -120,7 +121,7 @@ export class Panel {
       return;
     }
     this.say(found.sentence);
-    fill(into, this.sentence(found, row), this.steps(found), found.patches.map((patch) => this.patch(patch)),
+    fill(into, this.sentence(found, row), this.steps(found), found.patches.map((text) => section("It would be allowed with", html("pre", { tabindex: "0" }, text))),
       found.policies.map((policy) => section(`Policy ${policy.key}`, drawing(policy, (id) => this.ask(model, { target: id })),
         html("div", { class: "row" }, html("button", { type: "button", onclick: () => this.rehearse(model, policy.manifest) }, "What if it were different?")))));
   }
@@ -141,10 +142,6 @@ export class Panel {
       const kind = step.ok === null ? "" : step.ok ? "allowed" : "denied";
       return html("li", {}, html("span", { class: `sign ${kind}` }, html("span", { "aria-hidden": "true" }, mark), spoken && html("span", { class: "hidden" }, `${spoken}: `)), html("span", { class: "stage" }, step.stage), html("span", {}, step.text));
     })));
-  }
-
-  patch({ text }) {
-    return section("It would be allowed with", html("pre", { tabindex: "0" }, text));
   }
 
   async policy(key) {

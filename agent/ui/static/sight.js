@@ -3,6 +3,7 @@
 const LEAST = 0.25;
 const MOST = 3;
 const MARGIN = 28;
+const FEET = 56; // of the legend and the tools
 
 export class Sight {
   constructor(picture, scene) {
@@ -26,12 +27,17 @@ export class Sight {
   fit() {
     const seen = this.picture.getBoundingClientRect();
     if (!seen.width) return;
-    const scale = Math.min((seen.width - 2 * MARGIN) / this.width, (seen.height - 2 * MARGIN) / this.height, 1.3);
-    this.scale = Math.max(scale, LEAST);
+    this.scale = Math.max(this.scaleOf(this), LEAST);
     this.x = Math.max((seen.width - this.width * this.scale) / 2, MARGIN / 2);
-    this.y = Math.max((seen.height - this.height * this.scale) / 2, MARGIN / 2);
+    this.y = Math.max((seen.height - FEET + MARGIN / 2 - this.height * this.scale) / 2, MARGIN / 2);
     this.moved = false;
     this.apply();
+  }
+
+  // How large a picture of a size would be seen, at most a little larger than it is.
+  scaleOf({ width, height }) {
+    const seen = this.picture.getBoundingClientRect();
+    return Math.min((seen.width - 2 * MARGIN) / width, (seen.height - FEET - MARGIN) / height, 1.25);
   }
 
   scaleBy(factor, x = this.picture.clientWidth / 2, y = this.picture.clientHeight / 2) {

@@ -2,11 +2,12 @@
 
 import { fill, html } from "./dom.js";
 import { nameOf, portOf } from "./model.js";
-import { ago } from "./words.js";
+import { ago, plural } from "./words.js";
 
 const MOST = 1000;
+const ORDER = ["denied", "audit", "allowed"];
 const COLUMNS = [
-  ["verdict", "Verdict", (row) => (row.verdict === "denied" ? 0 : 1)],
+  ["verdict", "Verdict", (row) => ORDER.indexOf(row.verdict)],
   ["source", "From", (row, model) => nameOf(model, row.source)],
   ["target", "To", (row, model) => nameOf(model, row.target)],
   ["port", "Port", (row) => row.port],
@@ -55,11 +56,16 @@ export class Table {
       html("td", {}, nameOf(model, row.source)),
       html("td", {}, nameOf(model, row.target)),
       html("td", { class: "number" }, portOf(row)),
-      html("td", { class: "number" }, row.verdict === "denied" ? `${row.count} packets` : row.open ? `${row.count}, ${row.open} open` : `${row.count}`),
+      html("td", { class: "number" }, row.verdict !== "allowed" ? plural(row.count, "packet") : row.open ? `${row.count}, ${row.open} open` : `${row.count}`),
       html("td", { class: "number" }, ago(now - row.last)));
   }
 }
 
-export const verdict = (row) => [html("span", { class: `sign ${row.verdict}`, "aria-hidden": "true" }, row.verdict === "denied" ? "✕" : "✓"), row.verdict];
+const SIGNS = { denied: "✕", audit: "!", allowed: "✓" };
+const SPOKEN = { denied: "denied", audit: "would be denied", allowed: "allowed" };
+
+export const sign = (of) => html("span", { class: `sign ${of.verdict}`, "aria-hidden": "true" }, SIGNS[of.verdict]);
+
+export const verdict = (of) => [sign(of), SPOKEN[of.verdict]];
 
 const compare = (one, other) => (typeof one === "string" ? one.localeCompare(other) : one - other);
