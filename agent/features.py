@@ -139,12 +139,13 @@ class Found:
 async def found(kernel: Kernel, *, tunnels: bool, families: Iterable[int]) -> list[Found]:
     """Ask the kernel for each feature; `tunnels` and `families` say what is needed here."""
     return [
-        *[await _nftables(kernel, each) for each in NFTABLES],
+        *[await asked(kernel, each) for each in NFTABLES],
         *await asyncio.to_thread(_others, tunnels, frozenset(families)),
     ]
 
 
-async def _nftables(kernel: Kernel, feature: Feature) -> Found:
+async def asked(kernel: Kernel, feature: Feature) -> Found:
+    """Whether the kernel takes a rule that uses a feature."""
     try:
         await kernel.check(feature.text)
     except NftError as error:

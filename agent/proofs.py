@@ -32,7 +32,8 @@ from cni import spec
 from cni.spec import CniError
 
 HOLDS_S = 1.0
-"""How long an answer is given again."""
+"""How long an answer is given again, in seconds."""
+FEATURES_HOLD_S = 30.0
 
 READS, PAUSE_S = 5, 0.2  # how often rules are read until nothing is committed meanwhile
 LAG_LIMIT_S = 5.0
@@ -61,6 +62,7 @@ class Shared:
     """An answer that is worked out once for all who ask within a moment."""
 
     work: Callable[[], Awaitable[dict[str, Any]]]
+    holds_s: float = HOLDS_S
     _last: dict[str, Any] | None = None
     _until: float = 0.0
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -69,7 +71,7 @@ class Shared:
         async with self._turn:
             if self._last is None or time.monotonic() >= self._until:
                 self._last = await self.work()
-                self._until = time.monotonic() + HOLDS_S
+                self._until = time.monotonic() + self.holds_s
             return self._last
 
 
@@ -78,7 +80,7 @@ def answers(subject: Subject) -> Mapping[str, Callable[[Body], Awaitable[object]
     proofs: dict[str, Callable[[Body], Awaitable[object]]] = {
         "rules": Shared(lambda: rules(subject)),
         "paths": Shared(lambda: paths(subject)),
-        "features": Shared(lambda: kernel_features(subject)),
+        "features": Shared(lambda: kernel_features(subject), FEATURES_HOLD_S),
         "lag": Shared(lambda: lag(subject)),
     }
 
