@@ -123,17 +123,26 @@ class Asked:
 
 def cluster_options(command: F) -> F:
     """The options that say which cluster; the command gets them as one `asked`."""
+    return _with_options(command, "-f", "--filename", ask="Ask manifests, with statuses.")
+
+
+def cluster_options_from(command: F) -> F:
+    """The same for a command whose -f is something else: manifests to ask are --from."""
+    return _with_options(command, "--from", ask="Ask manifests, with statuses, instead of a cluster.")
+
+
+def _with_options(command: F, *flags: str, ask: str) -> F:
 
     @functools.wraps(command)
     def gathered(
-        filename: tuple[Path, ...],
+        asked_files: tuple[Path, ...],
         lab: bool,
         kubeconfig: Path | None,
         context: str,
         namespace: str,
         **others: Any,
     ) -> Any:
-        return command(asked=Asked(filename, lab, kubeconfig, context, namespace), **others)
+        return command(asked=Asked(asked_files, lab, kubeconfig, context, namespace), **others)
 
     file = click.Path(exists=True, path_type=Path)
     for option in (
@@ -141,7 +150,7 @@ def cluster_options(command: F) -> F:
         click.option("--context", default="", help="The kubeconfig's context."),
         click.option("--kubeconfig", type=click.Path(path_type=Path), help="The kubeconfig."),
         click.option("--lab", is_flag=True, help="Ask the lab of this machine."),
-        click.option("-f", "--filename", type=file, multiple=True, help="Ask manifests, with statuses."),
+        click.option(*flags, "asked_files", type=file, multiple=True, help=ask),
     ):
         gathered = option(gathered)
     return gathered  # type: ignore[return-value]  # the same command with other parameters
