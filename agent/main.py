@@ -25,7 +25,21 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
-from agent import asked, calls, datapath, doctor, held, http, metrics, node, probe, proofs, services, verify
+from agent import (
+    asked,
+    bugreport,
+    calls,
+    datapath,
+    doctor,
+    held,
+    http,
+    metrics,
+    node,
+    probe,
+    proofs,
+    services,
+    verify,
+)
 from agent import log as logs
 from agent.cluster.errors import ApiError
 from agent.cluster.model import Event, Node, Synced
@@ -260,6 +274,7 @@ class Agent:
             **held.answers(holdings),
             **proofs.answers(subject),
             **doctor.answers(self._known),
+            **bugreport.answers(self.config),
             **verify.answers(self._verified()),
         }
 
@@ -273,6 +288,7 @@ class Agent:
             local=self.route_kernel.local_addresses,
             serving=lambda: (self.services.serving, self.services.why()),
             announced=lambda: sorted(map(str, balancer.announced())) if balancer else [],
+            tunnels=lambda: sorted({path.node for path in self.plan.paths if path.way == "vxlan"}),
         )
 
     def _known(self) -> doctor.Known:

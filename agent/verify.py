@@ -41,7 +41,7 @@ Answer = Callable[[Body], Awaitable[object]]
 class Subject:
     """What is asked: one agent's parts. `links` are its Pods' addresses and links, `local` the node's own.
 
-    announced: the addresses that it answers for on the nodes' link.
+    announced: the addresses that it answers for on the nodes' link. tunnels: the nodes it reaches by tunnel.
     """
 
     config: Config
@@ -50,6 +50,7 @@ class Subject:
     local: Callable[[], Awaitable[Set[IPAddress]]]
     serving: Callable[[], tuple[bool, str]]
     announced: Callable[[], list[str]]
+    tunnels: Callable[[], list[str]]
 
 
 def answers(subject: Subject) -> Mapping[str, Answer]:
@@ -65,6 +66,7 @@ def answers(subject: Subject) -> Mapping[str, Answer]:
             "node_port_addresses": list(map(str, config.node_port_addresses)),
             "pools": list(map(str, pools)),
             "announced": subject.announced(),
+            "tunnels": subject.tunnels(),
         }
 
     async def packet(body: Body) -> object:

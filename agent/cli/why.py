@@ -69,7 +69,7 @@ def why_command(asked: Asked, source: str, target: str, **options: Any) -> None:
     the packet, and it is said where they do something else than the objects say.
     """
     name, port = split_port(target)
-    with _looked(asked, ask=asked.live and not options["objects_only"]) as seen:
+    with looked(asked, ask=asked.live and not options["objects_only"]) as seen:
         try:
             question = Question(
                 source=seen.world.named(source, asked.namespace),
@@ -168,7 +168,7 @@ class Looked:
         return Compared(leg.node, tuple(dict.fromkeys(differences(leg, told))), passes=passes)
 
 
-def _looked(asked: Asked, *, ask: bool) -> Looked:
+def looked(asked: Asked, *, ask: bool) -> Looked:
     """Everything that is needed, fetched at the same time. Raises Unreachable."""
     with ThreadPoolExecutor(1) as threads:
         asking = threads.submit(_settings, asked) if ask else None

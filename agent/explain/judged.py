@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from agent.cluster.model import IPAddress
+from agent.compile.endpoints import Backend
 from agent.explain.answer import Answer, Stage, Step
 from agent.explain.fields import Field
 from agent.explain.legs import Leg
@@ -36,13 +37,30 @@ class Sent:
     number: int
     sticky: bool = False
 
-    def leg(self, ends: dict[tuple[IPAddress, int], bool], *, silent: bool = False) -> Leg:
-        """What the node that chooses the end has to do."""
+    @property
+    def own(self) -> str:
+        """The node that sends it, "" for who is outside."""
+        return node_of(self.question.source)
+
+    @property
+    def asks_another(self) -> bool:
+        """Whether the sender's node lets it through as it is, to the one that chooses its end."""
+        return bool(self.own and self.entry) and self.own != self.entry and self.address is not None
+
+    def leg(
+        self,
+        ends: dict[Backend, bool],
+        *,
+        silent: bool = False,
+        node: str = "",
+        seen: IPAddress | None = None,
+    ) -> Leg:
+        """What a node has to do, by default the one that chooses the end; seen: its sender there."""
         assert self.address is not None
-        local = is_node(self.question.source) and node_of(self.question.source) == self.entry
+        local = is_node(self.question.source) and self.own == (node or self.entry)
         return Leg(
-            node=self.entry,
-            source=self.source,
+            node=node or self.entry,
+            source=seen or self.source,
             target=self.address,
             port=self.number,
             protocol=self.question.protocol,
@@ -92,7 +110,10 @@ class _View:
     @classmethod
     def of(cls, world: World, way: Sent, target: Target) -> _View:
         packet = Packet(way.source, target.address, way.question.protocol, target.port)
-        egress = judge(world, "Egress", packet)
+        leaves = packet
+        if way.asks_another and way.address is not None:
+            leaves = packet._replace(destination=way.address, port=way.number)
+        egress = judge(world, "Egress", leaves)
         seen = packet._replace(source=target.seen_source or way.source)
         ingress = judge(world, "Ingress", seen)
         return cls(title(way.question.source), target, seen, way.number, (egress, ingress))
@@ -162,15 +183,20 @@ class _View:
 def _legs(way: Sent, views: Sequence[_View]) -> Iterator[Leg]:
     """The node that chooses the end, then those of the Pods where it may end."""
     question = way.question
-    if way.entry and way.address is not None:
-        yield way.leg({(each.target.address, each.target.port): each.allowed_on(way.entry) for each in views})
+    first = views[0]
     seen: set[str] = {way.entry}
+    if way.asks_another and way.address is not None:
+        seen.add(way.own)
+        yield way.leg({(way.address, way.number): first.allowed_on(way.own)}, node=way.own)
+    if way.entry and way.address is not None:
+        ends = {(each.target.address, each.target.port): each.allowed_on(way.entry) for each in views}
+        yield way.leg(ends, seen=first.target.seen_source if way.asks_another else None)
     for view in views:
         if view.home and view.home not in seen and len(seen) <= MOST_LEGS:
             seen.add(view.home)
             end = view.target.address, view.target.port
-            ends = {end: view.allowed_on(view.home)}
-            yield Leg(view.home, view.packet.source, *end, question.protocol, ends)
+            allowed = {end: view.allowed_on(view.home)}
+            yield Leg(view.home, view.packet.source, *end, question.protocol, allowed)
 
 
 def _decides(of: Judgement) -> Iterator[Field]:

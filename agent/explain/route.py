@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from agent.cluster.model import EndpointSlice, IPAddress, Service
+from agent.cluster.model import EndpointSlice, IPAddress, Node, Service
 from agent.compile.endpoints import Backend, Here, Reach, candidates, choose
 from agent.compile.service import balancer, reaches
 from agent.compile.service_nodes import here_of
@@ -81,11 +81,12 @@ def route(world: World, front: Frontend, question: Question, source: IPAddress) 
     return Route(targets, _spread(front, targets, reach), doubt=doubt, entry=entry.here.node)
 
 
-def by_host_port(found: HostPort) -> Route:
+def by_host_port(world: World, found: HostPort, question: Question) -> Route:
     """The one Pod that has a port of its node."""
     pod, port = found.pod, found.port
     address = next(ip for ip in pod.ips if ip.version == found.family)
-    target = Target(address, port.port, title(pod))
+    entry = Entry(_here(world, found.node.name), outside=node_of(question.source) != found.node.name)
+    target = _target(world, (address, port.port), question, entry)
     said = f"hostPort {port.host_port} of {title(pod)} on {found.node.name} goes to it ({at(target)})"
     return Route((target,), said, entry=found.node.name)
 
@@ -164,14 +165,23 @@ def _target(world: World, backend: Backend, question: Question, entry: Entry) ->
     ip, port = backend
     pod, there = world.pod_at(ip), world.node_at(ip)
     name = title(pod or there or Address(ip))
+    if not entry.outside:
+        return Target(ip, port, name)
     home = pod.node if pod else there.name if there else ""
-    node = world.snapshot.nodes.get(entry.here.node)
-    if not entry.outside or node is None or home == node.name:
-        return Target(ip, port, name)
-    if is_node(question.source) and node_of(question.source) == node.name:
-        return Target(ip, port, name)
-    own = next((each for each in node.internal_ips if each.version == ip.version), None)
-    return Target(ip, port, name, own, f"the endpoint is not on {node.name}, where it comes in")
+    node, own = world.snapshot.nodes.get(entry.here.node), node_of(question.source)
+    if node is not None and node.name not in {home, own}:
+        why = f"the endpoint is not on {node.name}, where it comes in"
+        return Target(ip, port, name, _address(node, ip.version), why)
+    sender = world.snapshot.nodes.get(own)
+    tunnelled = entry.here.node in world.tunnels.get(own, ()) and not is_node(question.source)
+    if sender is not None and tunnelled:
+        why = f"no tunnel leads from {own} to the own address of {entry.here.node}"
+        return Target(ip, port, name, _address(sender, ip.version), why)
+    return Target(ip, port, name)
+
+
+def _address(node: Node, version: int) -> IPAddress | None:
+    return next((each for each in node.internal_ips if each.version == version), None)
 
 
 def _spread(front: Frontend, targets: tuple[Target, ...], reach: Reach) -> str:

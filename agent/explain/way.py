@@ -48,7 +48,10 @@ def _asked(world: World, question: Question, before: tuple[Step, ...] = ()) -> A
         case NoFrontend():
             return _none(question, found, source, steps)
         case Frontend() | HostPort():
-            to = route(world, found, question, source) if isinstance(found, Frontend) else by_host_port(found)
+            if isinstance(found, Frontend):
+                to = route(world, found, question, source)
+            else:
+                to = by_host_port(world, found, question)
             return _through(world, _sent_to(question, source, found, to), found, to, steps)
     target = _direct(question, source)
     if isinstance(target, NoFrontend):

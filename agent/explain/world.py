@@ -50,12 +50,14 @@ End: TypeAlias = Pod | Node | Service | Address
 class World(Struct, frozen=True):
     """The objects of a cluster, asked by name and address.
 
-    `settings` is what the nodes' agents are configured to, by node; `usual` holds for all others.
+    `settings` is what the nodes' agents are configured to, by node; `usual` holds for all others. `tunnels`
+    are the nodes that each node reaches by tunnel.
     """
 
     snapshot: Snapshot
     settings: Mapping[str, ServiceSettings] = {}
     usual: ServiceSettings = ServiceSettings()
+    tunnels: Mapping[str, frozenset[str]] = {}
 
     def settings_of(self, node: str) -> ServiceSettings:
         """What the agent of a node is configured to; of no node in particular: what holds for most."""
