@@ -122,13 +122,13 @@ def to_end(flows: Iterable[Flow], allowed: Callable[[Flow], bool]) -> tuple[Flow
 
 
 async def list_flows(
-    addresses: Set[IPAddress] | None = None, protocols: Set[int] | None = None
+    addresses: Set[IPAddress] | None = None, protocols: Set[int] | None = None, *, unanswered: bool = False
 ) -> tuple[Flow, ...]:
     """List the flows that begin at or lead to one of these addresses, of these protocols, or (None) all.
 
-    Raises ConntrackError.
+    `unanswered`: only those that nobody has answered yet; the kernel picks them. Raises ConntrackError.
     """
-    return await _in_thread(lambda conntrack: conntrack.flows(addresses, protocols))
+    return await _in_thread(lambda conntrack: conntrack.flows(addresses, protocols, unanswered=unanswered))
 
 
 async def end_flows(flows: Sequence[Flow]) -> Ended:
@@ -178,7 +178,11 @@ _RECEIVE = 1 << 16
 _BATCH = 256  # requests in one send; each may be answered by an error of 36 bytes
 
 _TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _MARK, _ID, _ZONE = 1, 2, 3, 8, 12, 18
+_STATUS_MASK = 26
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
+_UNANSWERED = attribute(_STATUS, struct.pack("!I", 0)) + attribute(
+    _STATUS_MASK, struct.pack("!I", CtStatus.SEEN_REPLY)
+)
 _FAMILY: dict[int, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
 _IP_SOURCE = {4: 1, 6: 3}
 _IP_DESTINATION = {4: 2, 6: 4}
@@ -206,15 +210,19 @@ class Conntrack:
         self.close()
 
     def flows(
-        self, addresses: Set[IPAddress] | None = None, protocols: Set[int] | None = None
+        self,
+        addresses: Set[IPAddress] | None = None,
+        protocols: Set[int] | None = None,
+        *,
+        unanswered: bool = False,
     ) -> tuple[Flow, ...]:
         """List the flows that begin at or lead to one of these addresses, of these protocols, or (None) all.
 
-        Raises ConntrackError.
+        `unanswered`: only those that nobody has answered yet. Raises ConntrackError.
         """
         wanted = None if addresses is None else frozenset(address.packed for address in addresses)
         found: dict[tuple[int, bytes], Flow] = {}  # the kernel may list a flow twice while its table changes
-        for entry in self._entries():
+        for entry in self._entries(_UNANSWERED if unanswered else b""):
             if flow := decode(entry, wanted, protocols):
                 found[flow.id, flow.key] = flow
         return tuple(found.values())
@@ -224,12 +232,12 @@ class Conntrack:
         gone = sum(self._delete(flows[i : i + _BATCH]) for i in range(0, len(flows), _BATCH))
         return Ended(len(flows) - gone, gone)
 
-    def _entries(self) -> Iterator[bytes]:
+    def _entries(self, chosen: bytes) -> Iterator[bytes]:
         self._sequence += 1
         try:
             self._socket.send(
                 nfnetlink.message(
-                    nfnetlink.CTNETLINK, _GET, b"", sequence=self._sequence, flags=nfnetlink.DUMP
+                    nfnetlink.CTNETLINK, _GET, chosen, sequence=self._sequence, flags=nfnetlink.DUMP
                 )
             )
             while True:

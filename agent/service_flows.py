@@ -7,8 +7,9 @@
     client --> 192.0.2.9:53  --> 198.51.100.1:53     never was podwall's          goes on
 
 Only the first packet of a flow meets the rules; connection tracking translates all others alike, as long as
-one comes every now and then. For TCP that is right: the endpoint itself ends its connections. A UDP or SCTP
-client may go on for ever to nobody, so these flows end, and their next packet is a first one again.
+one comes every now and then. For TCP that is right once it is answered: the endpoint itself ends its
+connections. A UDP or SCTP client may go on for ever to nobody, and a SYN that came before its Service is sent
+again and again to the same nobody for two minutes. These flows end, and their next packet is a first one.
 
 What podwall translated before is known from the rules themselves: a frontend that a commit removes was in the
 kernel until then, also when another agent's commit had put it there. So nothing need be remembered over a
@@ -34,9 +35,10 @@ from agent.nft.model import Element, Key, Proto
 from agent.pods.model import Attachment
 from cni.spec import PortMapping
 
-_NAMES: Mapping[int, Protocol] = {Proto.UDP: "UDP", Proto.SCTP: "SCTP"}
-PROTOCOLS = frozenset(_NAMES)
-_DATAGRAMS = frozenset(_NAMES.values())
+_NAMES: Mapping[int, Protocol] = {Proto.TCP: "TCP", Proto.UDP: "UDP", Proto.SCTP: "SCTP"}
+PROTOCOLS = frozenset({Proto.UDP, Proto.SCTP})
+"""Whose flows end also when they have been answered."""
+_DATAGRAMS = frozenset(_NAMES[protocol] for protocol in PROTOCOLS)
 
 _OF_PODS = frozenset((*service_chains.HOST_PORTS.values(), *service_chains.HOST_PORTS_AT.values()))
 _OF_SERVICES = frozenset(
@@ -168,6 +170,16 @@ def removed_frontends(changes: Changes, *, serving: bool) -> frozenset[Destinati
     return frozenset(each for each in removed if each.protocol in PROTOCOLS)
 
 
+def begins_tcp(changes: Changes) -> bool:
+    """Whether a commit added a frontend of TCP."""
+    maps = _OF_PODS | _OF_SERVICES
+    added = (change.after for change in changes.values() if change.before is None)
+    return any(
+        isinstance(each, Element) and each.set in maps and _frontend(each.key).protocol == Proto.TCP
+        for each in added
+    )
+
+
 def _frontend(key: Key) -> Destination:
     match key:
         case (int() as protocol, int() as port):
@@ -178,9 +190,14 @@ def _frontend(key: Key) -> Destination:
 
 
 async def end_stale(
-    where: Where, gone: Set[Destination], local: Set[IPAddress], grace_s: float = GRACE_S
+    where: Where,
+    gone: Set[Destination],
+    local: Set[IPAddress],
+    grace_s: float = GRACE_S,
+    *,
+    tcp: bool = False,
 ) -> Ended:
-    """End exactly the UDP and SCTP flows that may not go on.
+    """End exactly the UDP and SCTP flows that may not go on; `tcp`: and those of TCP that began too early.
 
     `gone` are frontends that were just removed, `local` the nodes' own addresses. `where` is called by the
     event loop, after each listing, once for each destination. Raises ConntrackError.
@@ -189,6 +206,10 @@ async def end_stale(
     for pause_s in (0.0, grace_s):
         await asyncio.sleep(pause_s)
         flows = await list_flows(protocols=PROTOCOLS)
+        if tcp:
+            flows += tuple(
+                each for each in await list_flows(protocols={Proto.TCP}, unanswered=True) if _early(each)
+            )
         destinations = await asyncio.to_thread(_destinations, flows)
         targets = {each: where(each) for each in destinations}
         before = {each for each in destinations if _was(each, gone, local)}
@@ -197,6 +218,11 @@ async def end_stale(
             more = await end_flows(stale)
             total = Ended(total.ended + more.ended, total.gone + more.gone)
     return total
+
+
+def _early(flow: Flow) -> bool:
+    """Whether its first packet was translated by nobody."""
+    return flow.destination == flow.original.destination
 
 
 def _destinations(flows: Iterable[Flow]) -> set[Destination]:

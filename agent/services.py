@@ -47,6 +47,7 @@ from agent.service_flows import (
     Destination,
     Places,
     Target,
+    begins_tcp,
     concerns_datagrams,
     end_stale,
     removed_frontends,
@@ -108,6 +109,7 @@ class Services:
         self._host_ports: dict[Owner, Attachment] = {}
         self._flows_concerned = True  # flows that began before this agent did
         self._gone: set[Destination] = set()
+        self._tcp_begins = False  # a frontend of TCP was added since flows were last looked at
         self._triggered: list[float] = []
         self._told: Mapping[Name, tuple[str, ...]] = {}
         self._orphans: frozenset[Name] = frozenset()
@@ -306,7 +308,8 @@ class Services:
             raise
         gone = removed_frontends(changes, serving=self.serving)
         self._gone |= gone
-        if concerned or gone or any(owner[0] == HOST_PORT for owner in owners):
+        self._tcp_begins |= (begins := begins_tcp(changes))
+        if concerned or gone or begins or any(owner[0] == HOST_PORT for owner in owners):
             self.ended_flows.mark(FLOWS)
         await self.health_checks.want(self._checks())
         self._report()
@@ -381,7 +384,12 @@ class Services:
             places = Places(local, nodes, self._config.node_port_addresses)
             return target_of(to, serving_at, self._host_ports.values(), places)
 
-        ended = await end_stale(where, gone, local | nodes)
+        tcp, self._tcp_begins = self._tcp_begins, False
+        try:
+            ended = await end_stale(where, gone, local | nodes, tcp=tcp)
+        except BaseException:
+            self._tcp_begins |= tcp
+            raise
         self._gone -= gone
         if ended.ended:
             metrics.SERVICE_FLOWS_ENDED.inc(ended.ended)

@@ -7,15 +7,18 @@ node3 (zone a)          client-3
 
 from __future__ import annotations
 
+import socket
 import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
+from threading import Thread
 from typing import Any
 
 import pytest
 
+from lab import netns
 from lab.limits import SLOWNESS
 from lab.names import Address
 from lab.objects import Object, key_of
@@ -229,6 +232,46 @@ def test_a_datagram_flow_older_than_its_service_finds_it(lab: Lab) -> None:
             assert eventually(lambda: flow.ask(SOON), BOTH.__contains__) in BOTH
         finally:
             lab.delete([key_of(later)])
+
+
+@pytest.mark.parametrize("version", FAMILIES)
+def test_a_connection_older_than_its_service_finds_it(lab: Lab, version: int) -> None:
+    """Its first SYN meets no Service and nobody; one that TCP sends again is translated."""
+    address = ip_address({4: "10.96.77.78", 6: "fd00:10:96::7778"}[version])
+    later = service(
+        "default/early",
+        WEB,
+        clusterIP=str(address),
+        ipFamilyPolicy="SingleStack",
+        ipFamilies=[f"IPv{version}"],
+    )
+    family = {4: socket.AF_INET, 6: socket.AF_INET6}[version]
+    nobody = {4: "172.30.0.99", 6: "fd30::99"}[version]
+    lab.run("node1", ["ip", "neigh", "replace", nobody, "lladdr", "02:00:00:00:00:99", "dev", "eth0"])
+    lab.run("node1", ["ip", f"-{version}", "route", "replace", str(address), "via", nobody, "dev", "eth0"])
+    with netns.run(lab.netns("client-1"), socket.socket, family, socket.SOCK_STREAM) as connection:
+        connection.settimeout(LIMIT)
+        connecting = Thread(target=connection.connect, args=((str(address), 80),))
+        connecting.start()
+        eventually(lambda: "SYN_SENT" in _flows(lab, "node1", address), bool)
+        lab.apply([later])
+        try:
+            connecting.join(LIMIT)
+            connection.sendall(b"name\n")
+            assert connection.recv(4096).decode().strip() in BOTH
+        finally:
+            lab.delete([key_of(later)])
+            lab.run("node1", ["ip", f"-{version}", "route", "del", str(address)])
+            lab.run("node1", ["ip", "neigh", "del", nobody, "dev", "eth0"])
+
+
+def _flows(lab: Lab, node: str, address: Address) -> str:
+    """What connection tracking knows of an address, as the kernel lists it."""
+    return "".join(
+        line
+        for line in lab.run(node, ["cat", "/proc/net/nf_conntrack"]).stdout.splitlines()
+        if f"dst={address.exploded if address.version == 6 else address} " in line
+    )
 
 
 # Traffic policies and hints
