@@ -181,7 +181,8 @@ def looked_at(snapshot: Snapshot, places: Places, agents: Agents, settings: Mapp
     """What was fetched, put together; `settings` are the agents' answers to `settings`."""
     known = {node: _read(said) for node, said in settings.items()}
     announced = {address: node for node, said in settings.items() for address in said["announced"]}
-    return Looked(World(snapshot, known), Lines(places), agents, announced)
+    tunnels = {node: frozenset(said["tunnels"]) for node, said in settings.items()}
+    return Looked(World(snapshot, known, tunnels=tunnels), Lines(places), agents, announced)
 
 
 def _settings(asked: Asked) -> tuple[Agents, dict[str, Any]]:
