@@ -1,4 +1,4 @@
-"""Takes secrets out of what others get: of objects only fields that matter stay, of lines what looks no secret.
+"""Takes secrets out of what others get: of objects the fields that matter stay, of lines what is no secret.
 
     object --fields by kind--> without env, args, volumes, managedFields, foreign annotations
     lines  --patterns--------> tokens, keys, certificates, passwords and credentials in URLs become (removed)
@@ -20,8 +20,8 @@ _METADATA = (
 )
 _CONTAINER = "name image ports resources restartPolicy"
 _POD_SPEC = (
-    "nodeName hostNetwork dnsPolicy priorityClassName restartPolicy tolerations nodeSelector serviceAccountName "
-    "containers initContainers"
+    "nodeName hostNetwork dnsPolicy priorityClassName restartPolicy tolerations nodeSelector "
+    "serviceAccountName containers initContainers"
 )
 _EVENT = (
     "type reason note message action regarding involvedObject reportingController count eventTime "

@@ -136,9 +136,12 @@ class Kernel:
         raise NftError("refused", "the kernel gave no whole listing", "list table")
 
     async def _read_once(self, tables: Iterable[TableName]) -> Ruleset:
-        there = [name for name in sorted(tables) if _exists(name)]
-        listings = [await self._ask(b"l", f"list table {render.table_name(name)}") for name in there]
-        return await asyncio.to_thread(parse.ruleset, *listings)
+        listings = [await self.listing(name) for name in sorted(tables)]
+        return await asyncio.to_thread(parse.ruleset, *filter(None, listings))
+
+    async def listing(self, table: TableName) -> bytes:
+        """A table as libnftables lists it in JSON; nothing when it is not there. Raises NftError."""
+        return await self._ask(b"l", f"list table {render.table_name(table)}") if _exists(table) else b""
 
     def changes(self) -> AsyncIterator[Foreign]:
         """Foreign changes to own tables as they come, several quick ones as one; ends with `stop`."""
