@@ -48,7 +48,8 @@ class Labelled(NamedTuple):
 
     def __str__(self) -> str:
         port = "" if self.port is None else f":{self.port}"
-        return f"{self.namespace}/[{self.labels or 'all Pods'}]{port}"
+        space = f"{self.namespace}/" if self.namespace else ""
+        return f"{space}[{self.labels or 'all Pods'}]{port}"
 
 
 Ends: TypeAlias = str | Labelled
@@ -181,7 +182,7 @@ def _columns(world: World, expectation: Expectation, namespace: str) -> tuple[Co
         return columns_named(world, target, namespace, protocol=protocol)
     columns = columns_of(_labelled(world, target, namespace), port=target.port, protocol=protocol)
     if not columns:
-        raise UnknownNameError(f"none of {target} has such a port")
+        raise UnknownNameError(f"none of {target} has or declares such a port")
     return columns
 
 
@@ -191,9 +192,8 @@ def _labelled(world: World, ends: Labelled, namespace: str) -> tuple[Pod, ...]:
     there = world.snapshot.pods if space == ALL else world.snapshot.pods_in(space)
     found = tuple(pod for _, pod in sorted(there.items()) if takes_part(pod) and wanted.matches(pod.labels))
     if not found:
-        raise UnknownNameError(
-            f"no Pod of {f'namespace {space}' if space != ALL else 'any'} has {ends.labels}"
-        )
+        where = "any namespace" if space == ALL else f"namespace {space}"
+        raise UnknownNameError(f"no Pod of {where} has {ends.labels or 'an address'}")
     return found
 
 
