@@ -19,6 +19,7 @@ COMMANDS = {
         "Whether a connection is allowed, by what, and what would change it.",
     ),
     "matrix": ("agent.cli.matrix", "matrix_command", "Who reaches whom on which port, computed and tried."),
+    "plan": ("agent.cli.plan", "plan_command", "What a change would open, close and cut, touching nothing."),
     "relay": ("agent.cli.relay", "relay", ""),
     "status": ("agent.cli.status", "status", "Whether every node is well, proved by packets between them."),
     "ui": ("agent.cli.ui", "ui", "One local web page: flows, policies, why and plan."),
