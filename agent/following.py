@@ -31,7 +31,7 @@ EXPIRES_S = 10.0
 MOST_SESSIONS = 8
 ROOM = wire.LIMIT - 4096
 LATE_S = 0.25  # a denial is told at the end of its second, and a little later where all is busy
-DENIED_COMMENT = "denied"
+LOGGING_COMMENTS = ("denied", "would be denied")  # of policies in force, and in audit mode
 ON_THE_WAY_S = 0.3  # from a rule that logs to the agent: the kernel gathers for 0.1 s
 
 Named = Callable[[IPAddress], str]
@@ -63,7 +63,9 @@ class Unlogged:
 
 
 def _denied_by(listed: tuple[KernelRule, ...]) -> dict[tuple[str, int], int]:
-    return {(each.chain, each.handle): each.packets or 0 for each in listed if each.comment == DENIED_COMMENT}
+    return {
+        (each.chain, each.handle): each.packets or 0 for each in listed if each.comment in LOGGING_COMMENTS
+    }
 
 
 class Session:

@@ -38,6 +38,7 @@ from agent import (
     probe,
     proofs,
     services,
+    trace,
     verify,
 )
 from agent import log as logs
@@ -271,6 +272,7 @@ class Agent:
         return {
             **asked.answers(self.datapath),
             **self._probes(),
+            **self._traces(),
             **held.answers(holdings),
             **proofs.answers(subject),
             **doctor.answers(self._known),
@@ -322,6 +324,15 @@ class Agent:
     def _probes(self) -> Mapping[str, asked.Answer]:
         """Connections tried from inside of this node's Pods."""
         return probe.answers(
+            self.attachments.current.values,
+            lambda *key: self.datapath.store.snapshot.pods.get(key),
+            self.config.node_name,
+        )
+
+    def _traces(self) -> Mapping[str, asked.Answer]:
+        """Packets followed through this node's rules."""
+        return trace.answers(
+            self.datapath,
             self.attachments.current.values,
             lambda *key: self.datapath.store.snapshot.pods.get(key),
             self.config.node_name,

@@ -101,7 +101,7 @@ def answers(
     async def probe(body: Body) -> object:
         asked, quiet_s = read(body)
         questions = [
-            Question(_inside(namespace, name, attachments(), find_pod, node), targets)
+            Question(inside_of(namespace, name, attachments(), find_pod, node), targets)
             for namespace, name, targets in asked
         ]
         try:
@@ -141,7 +141,7 @@ def _targets(said: Iterable[Sequence[Any]]) -> tuple[Target, ...]:
     return targets
 
 
-def _inside(
+def inside_of(
     namespace: str,
     name: str,
     attachments: Iterable[Attachment],
@@ -165,7 +165,7 @@ def _below_run(path: Path) -> Path:
 # Namespaces
 
 
-def _open_inside(inside: Inside | None, attempts: Sequence[_Attempt]) -> None:
+def open_inside(inside: Inside | None, attempts: Sequence[Attempt]) -> None:
     """Open each attempt's socket in a namespace. Raises OSError; one socket's error is its outcome."""
     if inside is not None:
         _enter(inside)
@@ -195,7 +195,7 @@ def _enter(inside: Inside) -> None:
 # Sockets
 
 
-class _Attempt:
+class Attempt:
     """One connection: its socket, and what became of it."""
 
     __slots__ = ("opened", "outcome", "target")
@@ -286,7 +286,7 @@ def run(questions: Sequence[Question], quiet_s: float = QUIET_S) -> list[list[Ou
     As many at once as there are descriptors; WHOLE_S in all at the most.
     """
     deadline = time.monotonic() + WHOLE_S
-    attempts = [[_Attempt(target) for target in question.targets] for question in questions]
+    attempts = [[Attempt(target) for target in question.targets] for question in questions]
     flat = [(question, attempt) for question, of in zip(questions, attempts, strict=True) for attempt in of]
     room = max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_DESCRIPTORS)
     for start in range(0, len(flat), room):
@@ -297,9 +297,9 @@ def run(questions: Sequence[Question], quiet_s: float = QUIET_S) -> list[list[Ou
 class _Batch:
     """Attempts that run at once."""
 
-    def __init__(self, asked: Sequence[tuple[Question, _Attempt]]) -> None:
+    def __init__(self, asked: Sequence[tuple[Question, Attempt]]) -> None:
         self._attempts = [attempt for _, attempt in asked]
-        self._by_place: dict[Inside | str | None, list[_Attempt]] = {}
+        self._by_place: dict[Inside | str | None, list[Attempt]] = {}
         for question, attempt in asked:
             self._by_place.setdefault(question.inside, []).append(attempt)
         self._selector = selectors.EpollSelector()
@@ -325,7 +325,7 @@ class _Batch:
             else:
                 try:
                     with ThreadPoolExecutor(1, "podwall-probe") as thread:  # that no other goes there
-                        thread.submit(_open_inside, place, attempts).result()
+                        thread.submit(open_inside, place, attempts).result()
                     continue
                 except OSError as error:
                     reason = error.strerror or str(error)
@@ -352,7 +352,7 @@ class _Batch:
             key.data.ask_again()
             self._forget_if_done(key.data)
 
-    def _forget_if_done(self, attempt: _Attempt) -> None:
+    def _forget_if_done(self, attempt: Attempt) -> None:
         if attempt.outcome is not None and attempt.opened is not None:
             self._selector.unregister(attempt.opened)
             attempt.close()
