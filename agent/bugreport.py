@@ -3,9 +3,9 @@
     {"part": "rules", "at": 0}   --> {"data": BASE64, "next": 524288, "of": "4f1c..."}     made now, and kept
     {"part": "rules", "at": N, "of": "4f1c..."} --> {"data": ..., "next": null, ...}       and forgotten
 
-A part is lines of text, compressed at once, so that what is kept for the next page is small, and no message is
-too long. Few parts are kept at a time, and none that nobody asks on for. Only podwall's own tables are told; of
-others the names of the chains at hooks.
+A part is lines of text, compressed at once, so that what is kept for the next page is small, and no message
+is too long. Few parts are kept at a time, and none that nobody asks on for. Only podwall's own tables are
+told; of others the names of the chains at hooks.
 """
 
 from __future__ import annotations

@@ -8,6 +8,11 @@ import click
 from click.shell_completion import CompletionItem
 
 COMMANDS = {
+    "bugreport": (
+        "agent.cli.bugreport",
+        "bugreport",
+        "Everything that helps to find a fault, in one archive.",
+    ),
     "completion": ("agent.cli.completion", "completion", "The script that completes commands in a shell."),
     "doctor": ("agent.cli.doctor", "doctor", "What is wrong with a node or the cluster, and what mends it."),
     "get": ("agent.cli.get", "get", "What the agents hold: pods, services, policies, nodes, addresses."),

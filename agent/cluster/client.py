@@ -135,6 +135,10 @@ class ApiClient:
         """The JSON at a path with its query, as it is. Raises ApiError."""
         return json.loads(self._call("GET", target))
 
+    def read_text(self, target: str) -> str:
+        """The text at a path with its query, such as a log. Raises ApiError."""
+        return self._call("GET", target).decode(errors="replace")
+
     def version(self) -> str:
         """The API server's version, such as v1.34.4."""
         return str(json.loads(self._call("GET", "/version")).get("gitVersion", ""))
