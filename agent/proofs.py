@@ -6,8 +6,8 @@
     features    what the kernel has of what podwall uses, see `agent.features`
     lag         how long what the cluster has by now takes to be known here
 
-Asking costs the agent something, so those who ask at the same time share one answer, and an answer holds for
-a moment.
+Asking costs the agent something, so those who ask at the same time are answered one after another. What the
+kernel has holds for a while.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from agent.rules import Rules
 from cni import spec
 from cni.spec import CniError
 
-HOLDS_S = 1.0
-"""How long an answer is given again, in seconds."""
 FEATURES_HOLD_S = 30.0
+"""How long an answer is given again; what changes from one moment to the next is always found anew."""
+
 
 READS, PAUSE_S = 5, 0.2  # how often rules are read until nothing is committed meanwhile
 LAG_LIMIT_S = 5.0
@@ -58,11 +58,11 @@ class Subject:
 
 
 @dataclass(slots=True)
-class Shared:
-    """An answer that is worked out once for all who ask within a moment."""
+class OneByOne:
+    """Works an answer out for one after another; it is given again for so many seconds."""
 
     work: Callable[[], Awaitable[dict[str, Any]]]
-    holds_s: float = HOLDS_S
+    holds_s: float = 0.0
     _last: dict[str, Any] | None = None
     _until: float = 0.0
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -78,15 +78,17 @@ class Shared:
 def answers(subject: Subject) -> Mapping[str, Callable[[Body], Awaitable[object]]]:
     """Each proof, by its name on the socket."""
     proofs: dict[str, Callable[[Body], Awaitable[object]]] = {
-        "rules": Shared(lambda: rules(subject)),
-        "paths": Shared(lambda: paths(subject)),
-        "features": Shared(lambda: kernel_features(subject), FEATURES_HOLD_S),
-        "lag": Shared(lambda: lag(subject)),
+        "rules": OneByOne(lambda: rules(subject)),
+        "paths": OneByOne(lambda: paths(subject)),
+        "features": OneByOne(lambda: kernel_features(subject), FEATURES_HOLD_S),
+        "lag": OneByOne(lambda: lag(subject)),
     }
 
     async def health(body: Body) -> object:
-        found = await asyncio.gather(*(_or_error(proof(body)) for proof in proofs.values()))
-        return {"status": subject.status(), **dict(zip(proofs, found, strict=True))}
+        others = [name for name in proofs if name != "paths"]
+        tried = await _or_error(proofs["paths"](body))  # alone: how long packets take is not to be disturbed
+        found = await asyncio.gather(*(_or_error(proofs[name](body)) for name in others))
+        return {"status": subject.status(), "paths": tried, **dict(zip(others, found, strict=True))}
 
     return {**proofs, "health": health}
 

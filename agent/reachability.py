@@ -8,6 +8,9 @@ a Pod's packets do through this node's routes, tunnel, rules and uplink; answers
 packet socket that listens for a second. Each is sent up to three times, for the first one may be waiting for
 the other node's hardware address.
 
+Answers are seen before this node's own rules; what these would drop on its way in is found by the other node,
+whose packets come in the same way and get no answer.
+
 What it does not prove: that a firewall of somebody else treats ICMP as it treats TCP, and any single Pod's
 link, which the rules of its own guard.
 """
