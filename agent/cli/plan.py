@@ -21,7 +21,7 @@ from agent.explain.ends import workload_of
 from agent.explain.imagined import with_addresses
 from agent.explain.overlay import Place, enforced, laid_over
 from agent.explain.plan import Backing, Cut, LiveFlow, Plan, Row, plan
-from agent.explain.reach import EVERYWHERE, Group
+from agent.explain.reach import EVERYWHERE, Group, takes_part
 from agent.explain.spans import in_words, pieces
 from agent.explain.world import World
 from agent.log import printable
@@ -347,7 +347,7 @@ class _Names:
         self._of_namespace: dict[str, set[str]] = {}
         self._of_workload: dict[object, set[str]] = {}
         for pod in world.snapshot.pods.values():
-            if any(world.pod_at(each) is pod for each in pod.ips):
+            if takes_part(world, pod):
                 self._of_namespace.setdefault(pod.namespace, set()).add("/".join(pod.key))
                 self._of_workload.setdefault(workload_of(pod), set()).add("/".join(pod.key))
 
@@ -357,7 +357,8 @@ class _Names:
         alone = alone if len(alone) == 1 else set()
         pods = {"/".join(pod.key): workload_of(pod) for group in groups for pod in group.members}
         said = list(self._pods(pods, alone))
-        said += [name for group in groups if group.kind == "nodes" for name in ("nodes",)][:1]
+        if any(group.kind == "nodes" for group in groups):
+            said.append("other nodes" if besides else "nodes")
         outside = [group.names[0] for group in groups if group.kind == "outside"]
         if outside:
             everywhere = {str(each) for each in EVERYWHERE.values()}

@@ -128,7 +128,7 @@ def _pods(before: World, after: World, blocks: tuple[IPNetwork, ...]) -> Iterato
     alike: dict[Hashable, list[Pod]] = defaultdict(list)
     for key, pod in sorted(after.snapshot.pods.items()):
         earlier = before.snapshot.pods.get(key)
-        if earlier is not None and _takes_part(before, earlier) and _takes_part(after, pod):
+        if earlier is not None and takes_part(before, earlier) and takes_part(after, pod):
             places = tuple((each.version, _inside(each, blocks)) for each in pod.ips)
             alike[_seen(earlier), _seen(pod), places].append(pod)
     for members in alike.values():
@@ -138,8 +138,9 @@ def _pods(before: World, after: World, blocks: tuple[IPNetwork, ...]) -> Iterato
         yield Group("pods", names, first.ips, pods, tuple(members))
 
 
-def _takes_part(world: World, pod: Pod) -> bool:
-    return not pod.host_network and any(world.pod_at(each) is pod for each in pod.ips)
+def takes_part(world: World, pod: Pod) -> bool:
+    """Whether it sends and receives at an address of its own."""
+    return any(of is not None and of.key == pod.key for of in map(world.pod_at, pod.ips))
 
 
 def _seen(pod: Pod) -> Hashable:
@@ -176,7 +177,7 @@ def _outside(world: World, blocks: tuple[IPNetwork, ...]) -> Iterator[Group]:
 
 def _own(world: World) -> Iterator[IPAddress]:
     for pod in world.snapshot.pods.values():
-        yield from pod.ips
+        yield from pod.ips if takes_part(world, pod) else ()
     for node in world.snapshot.nodes.values():
         yield from (*node.internal_ips, *node.external_ips)
 
