@@ -97,6 +97,15 @@ def judged(world: World, way: Sent, targets: Sequence[Target], before: tuple[Ste
     return replace(told, sentence=_allowed(shown, what))
 
 
+def kept_in(world: World, way: Sent, before: tuple[Step, ...]) -> Answer | None:
+    """The denial of a packet that does not come to the node that would choose its end; None: it comes."""
+    if not way.asks_another or way.address is None:
+        return None
+    node = Target(way.address, way.number, title(way.question.target))
+    answer = judged(world, way, (node,), before)
+    return None if answer.allowed else replace(answer, legs=answer.legs[:1])
+
+
 @dataclass(frozen=True, slots=True)
 class _View:
     """One packet to one target, and what both directions' policies say of it."""

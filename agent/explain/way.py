@@ -19,7 +19,7 @@ from agent.compile.peers import named_ports
 from agent.explain import service as services
 from agent.explain.answer import Answer, Step
 from agent.explain.fields import Field, parsed
-from agent.explain.judged import Sent, judged
+from agent.explain.judged import Sent, judged, kept_in
 from agent.explain.legs import Leg
 from agent.explain.names import alias_of, looked_up
 from agent.explain.question import CannotAnswerError, Question
@@ -66,6 +66,8 @@ def _through(
     """By a Service, or a port of a node: to whichever endpoint it chooses."""
     steps = (*before, Step("service", bool(to.targets), to.sentence, tuple(_fields(found, to))))
     if not to.targets:
+        if (kept := kept_in(world, way, steps)) is not None:
+            return kept
         legs = (way.leg({}, silent=to.silent),) if way.address is not None and to.entry else ()
         return Answer(False, to.cause, f"denied: {to.sentence}", steps, legs=legs)
     answer = judged(world, way, to.targets, steps)
