@@ -8,6 +8,7 @@ the reason.
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,14 +21,15 @@ from agent.explain.matrix import Column, Matrix, Way
 from agent.explain.seen import Attempt, Observed, Seen, attempt, differs
 
 PER_QUESTION = 1000
+PAUSE_S = 1.0
 
 Wanted: TypeAlias = tuple[Pod, Attempt]
 
 
 def tried(asked: Asked, matrices: Iterable[Matrix]) -> Observed:
-    """What the agents saw of these pairs; what differs is tried again, for a packet may have been lost.
+    """What the agents saw of these pairs; what differs is tried again a little later.
 
-    Raises Unreachable.
+    A packet may have been lost, or a change been under way. Raises Unreachable.
     """
     ways: list[tuple[Pod, Column, Way]] = [
         (source, column, way) for each in matrices for source, column, cell in each.cells() for way in cell
@@ -35,7 +37,9 @@ def tried(asked: Asked, matrices: Iterable[Matrix]) -> Observed:
     with asked.agents() as agents:
         seen = dict(observe(agents, ((way[0], attempt(*way)) for way in ways)))
         again = [way for way in ways if differs(way[1], way[2], seen[attempt(*way)])]
-        seen.update(observe(agents, ((way[0], attempt(*way)) for way in again)))
+        if again:
+            time.sleep(PAUSE_S)
+            seen.update(observe(agents, ((way[0], attempt(*way)) for way in again)))
     return seen
 
 
