@@ -72,6 +72,7 @@ class Live:
         self._failure = ""
         self._objects_at = self._traffic_at = self._agents_at = float("-inf")
         self._traffic = Traffic()
+        self._flows: list[Seen] = []
         self._silent: dict[str, str] = {}
 
     def close(self) -> None:
@@ -83,6 +84,13 @@ class Live:
         """The objects, and the agents to ask more. Raises ClickException when it never could be read."""
         with self._lock:
             return self._read_objects()
+
+    def flows(self) -> list[Seen]:
+        """The flows that the nodes know now. Raises ClickException."""
+        with self._lock:
+            self._read_objects()
+            self._read_traffic()
+            return self._flows
 
     def state(self) -> Mapping[str, Any]:
         """Everything the page shows. Raises ClickException when the objects have never been read."""
@@ -144,7 +152,9 @@ class Live:
             for node, answer in by_node.items()
             if isinstance(answer, Silent)
         }
-        self._traffic.take(map(self._names.event, join(_seen(answers), now)), now)
+        seen = list(_seen(answers))
+        self._flows = [each for each in seen if not each.is_denial]
+        self._traffic.take(map(self._names.event, join(seen, now)), now)
         self._traffic_at = time.monotonic()
 
 

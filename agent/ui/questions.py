@@ -1,14 +1,18 @@
 """What the page asks, answered by the same code as the commands.
 
-/api/state    everything that is drawn                      Live
-/api/why      source, target, port, protocol                as `podwall why`
-/api/matrix   namespace (of the targets)                    as `podwall matrix`
-/api/policy   namespace, name                               agent.ui.drawing
+    /api/state    everything that is drawn           agent.ui.live
+    /api/why      source, target, port, protocol     as `podwall why`
+    /api/matrix   namespace (of the targets)         as `podwall matrix`
+    /api/plan     manifest (by POST)                 as `podwall plan`
+    /api/policy   namespace, name                    agent.ui.drawing
+
+A question is an object of texts; its answer is plain data.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from ipaddress import ip_address
 from typing import Any
 
 from agent.cli.why import answer_json, as_address, in_the_kernel
@@ -16,6 +20,8 @@ from agent.cluster.model import NetworkPolicy, Pod, Protocol, Service
 from agent.explain.ends import takes_part
 from agent.explain.groups import grouped
 from agent.explain.matrix import columns_of, matrix
+from agent.explain.observed import Seen
+from agent.explain.plan import LiveFlow
 from agent.explain.policy import selected_by
 from agent.explain.question import CannotAnswerError, Question
 from agent.explain.way import why
@@ -23,6 +29,7 @@ from agent.explain.world import End, UnknownNameError, World, title
 from agent.ui.drawing import drawing
 from agent.ui.entities import on_pod_network, pod_id
 from agent.ui.live import Live
+from agent.ui.rehearsal import UnreadableError, rehearsed
 
 Given = Mapping[str, str]
 Answer = Callable[[Live, Given], Mapping[str, Any]]
@@ -107,13 +114,35 @@ def matrix_table(live: Live, given: Given) -> Mapping[str, Any]:
     }
 
 
+def rehearsal(live: Live, given: Given) -> Mapping[str, Any]:
+    """What a manifest would do. Raises CannotBeAnsweredError."""
+    world = live.looked().world
+    flows = [_flow(each) for each in live.flows()] if live.cluster.live else []
+    try:
+        return rehearsed(world, given.get("manifest", ""), flows)
+    except UnreadableError as error:
+        raise CannotBeAnsweredError(str(error)) from error
+
+
 GET: Mapping[str, Answer] = {
     "/api/state": state,
     "/api/why": why_answer,
     "/api/policy": policy_drawing,
     "/api/matrix": matrix_table,
 }
-POST: Mapping[str, Answer] = {}
+POST: Mapping[str, Answer] = {"/api/plan": rehearsal}
+
+
+def _flow(of: Seen) -> LiveFlow:
+    source, destination = of.raw["source"], of.raw["destination"]
+    return LiveFlow(
+        of.node,
+        of.raw["protocol"],
+        ip_address(source["address"]),
+        source["port"],
+        ip_address(destination["address"]),
+        destination["port"],
+    )
 
 
 def _end(live: Live, world: World, given: Given, field: str) -> End:

@@ -7,8 +7,8 @@ import { AskError, get } from "./api.js";
 import { byId, fill, html } from "./dom.js";
 import { Graph } from "./graph.js";
 import { Matrix } from "./matrix.js";
-import { placed } from "./layout.js";
-import { arranged, kept, linesOf, nameOf, portOf } from "./model.js";
+import { WAYS, placed } from "./layout.js";
+import { arranged, kept, linesOf, nameOf, plannedLines, portOf } from "./model.js";
 import { Panel } from "./panel.js";
 import { Policies } from "./policies.js";
 import { Table } from "./table.js";
@@ -22,9 +22,9 @@ class App {
     this.filters = { text: "", namespace: "", denied: false };
     this.perPod = false;
     this.selected = null;
-    this.pairs = this.stacked = null;
+    this.pairs = this.way = null;
     this.seenDenied = null;
-    this.panel = new Panel({ say: (text) => this.say(text), onPlan: (plan) => this.setPlan(plan), onClose: () => this.select(null) });
+    this.panel = new Panel({ say: (text) => this.say(text), onPlan: (plan) => this.setPlan(plan), onClose: () => this.closed() });
     const opened = { onRow: (row) => this.openRow(row) };
     this.graph = new Graph({ onCard: (key) => this.openCard(key), onLine: (line) => this.openLine(line), onArrange: () => this.arrange() });
     this.views = new Map([
@@ -94,7 +94,8 @@ class App {
     const known = this.pairs.filter((pair) => pair.every((key) => this.model.cards.has(key)));
     this.graph.show({
       model: this.model,
-      lines: linesOf(this.model, this.rows, this.perPod),
+      lines: [...linesOf(this.model, this.rows, this.perPod), ...(this.plan ? plannedLines(this.model, this.plan, this.perPod) : [])],
+      rehearsed: Boolean(this.plan),
       placed: this.placed(known),
       perPod: this.perPod,
       lit: this.lit(),
@@ -105,9 +106,9 @@ class App {
 
   // As it was arranged, or the way that is seen larger.
   placed(pairs) {
-    const ways = (this.stacked === null ? [false, true] : [this.stacked]).map((stacked) => ({ stacked, at: placed(this.model, pairs, this.perPod, stacked) }));
-    const best = ways.sort((one, other) => this.graph.sight.scaleOf(other.at) - this.graph.sight.scaleOf(one.at))[0];
-    this.stacked = best.stacked;
+    const tried = (this.way ? [this.way] : WAYS).map((way) => ({ way, at: placed(this.model, pairs, this.perPod, way) }));
+    const best = tried.sort((one, other) => this.graph.sight.scaleOf(other.at) - this.graph.sight.scaleOf(one.at))[0];
+    this.way = best.way;
     return best.at;
   }
 
@@ -132,8 +133,13 @@ class App {
     return badges;
   }
 
+  setPlan(plan) {
+    this.plan = plan;
+    this.show();
+  }
+
   arrange() {
-    this.pairs = this.stacked = null;
+    this.pairs = this.way = null;
     this.graph.sight.moved = false;
     this.show();
     this.graph.sight.fit();
@@ -144,6 +150,11 @@ class App {
   select(id) {
     this.selected = id;
     this.show();
+  }
+
+  closed() {
+    this.plan = null;
+    this.select(null);
   }
 
   openCard(key) {
@@ -231,7 +242,7 @@ class App {
     this.perPod = perPod;
     for (const each of button.parentElement.children) each.setAttribute("aria-pressed", String(each === button));
     this.graph.sight.moved = false;
-    this.stacked = null;
+    this.way = null;
     this.show();
   }
 

@@ -32,7 +32,8 @@ export class Graph {
   }
 
   // lines as of linesOf; placed as of layout.placed; lit: keys of cards that are not faded, or null for all.
-  show({ model, lines, placed, perPod, lit, selected, badges }) {
+  show({ model, lines, placed, perPod, lit, selected, badges, rehearsed }) {
+    this.element.classList.toggle("rehearsed", rehearsed);
     Object.assign(this, { model, placed, perPod, shown: lines });
     this.picture.setAttribute("aria-label", `${model.cards.size} workloads and ${lines.length} lines; arrow keys move`);
     this.join(this.boxes, [...placed.boxes], ([key]) => `box ${key}`, newBox, ([key, at], of) => this.setBox(of, key, at));
@@ -41,7 +42,7 @@ export class Graph {
       of.classList.toggle("selected", selected === key);
       this.setCard(of, key, at, badges.get(key));
     });
-    const routes = routed(lines, (end) => this.at(end));
+    const routes = routed(lines, (end) => this.at(end), [...placed.cards.values()]);
     const routable = lines.filter((line) => routes.has(line.id));
     this.join(this.lines, routable, (line) => `line ${line.id}`, () => this.newLine(), (line, of) =>
       this.setLine(of, line, routes.get(line.id), selected),
@@ -117,7 +118,7 @@ export class Graph {
       signs.push(svg("text", { class: "count", x: right, y: 22, "text-anchor": "end" }, `×${count}`));
       right -= 24;
     }
-    if (badge.guarded) signs.push(svg("path", { class: "guard", d: `M${right - 6} 11l6 2.4v4.2q0 4.6-6 6.8q-6-2.2-6-6.8v-4.2z` }));
+    if (badge.guarded) signs.push(svg("path", { class: "guard", d: `M${right - 6} 11${SHIELD}` }));
     of.children[2].replaceChildren(...signs);
     of.children[3].replaceChildren(...(this.perPod ? card.members.map((id, index) => this.member(card, id, index, at)) : []));
   }
@@ -132,7 +133,7 @@ export class Graph {
 
   newLine() {
     const of = svg("g", { class: "line" }, svg("path", { class: "hit" }), svg("path", { class: "stroke" }), svg("title"));
-    of.addEventListener("click", () => this.onLine(of.line));
+    of.addEventListener("click", () => of.line.rows.length && this.onLine(of.line));
     of.addEventListener("pointerenter", () => this.tell(of.line, of));
     of.addEventListener("pointerleave", () => this.tell(null, of));
     return of;
@@ -149,9 +150,9 @@ export class Graph {
   }
 
   said(line) {
-    const ports = [...new Set(line.rows.map(portOf))].slice(0, 4).join(", ");
+    const ports = line.ports?.join(", ") ?? [...new Set(line.rows.map(portOf))].slice(0, 4).join(", ");
     const name = (end) => (this.perPod ? this.model.entities.get(end)?.label : this.model.cards.get(end)?.label) ?? end;
-    return `${name(line.source)} → ${name(line.target)}  ${ports}  ${line.verdict}, ${line.count} seen`;
+    return `${name(line.source)} → ${name(line.target)}  ${ports}  ${line.ports ? `would be ${line.verdict}` : `${line.verdict}, ${line.count} seen`}`;
   }
 
   tell(line, of) {
@@ -161,8 +162,8 @@ export class Graph {
 
   // Lights a card's own lines and fades all others.
   light(key) {
-    this.lines.classList.toggle("dimmed", key !== null);
-    for (const of of this.lines.children) {
+    for (const group of [this.lines, this.marks]) group.classList.toggle("dimmed", key !== null);
+    for (const of of [...this.lines.children, ...this.marks.children]) {
       const ends = [of.line.source, of.line.target].map((end) => (this.perPod ? this.model.entities.get(end)?.card : end));
       of.classList.toggle("active", key !== null && ends.includes(key));
     }
@@ -219,10 +220,10 @@ export class Graph {
 
   legend() {
     const sample = (kind, text) =>
-      html("li", {}, svg("svg", { class: `line ${kind}`, width: 34, height: 12, "aria-hidden": "true" },
+      html("li", { class: `of-${kind}` }, svg("svg", { class: `line ${kind}`, width: 34, height: 12, "aria-hidden": "true" },
         svg("path", { class: "stroke", d: "M1 6H30", "marker-end": `url(#arrow-${kind})` }),
-        kind === "denied" && svg("path", { class: "cross", d: "M12 2l8 8M20 2l-8 8" })), text);
-    return html("ul", { class: "legend", "aria-label": "Lines" }, sample("allowed", "allowed"), sample("denied", "denied"));
+        (kind === "denied" || kind === "closed") && svg("path", { class: "cross", d: "M12 2l8 8M20 2l-8 8" })), text);
+    return html("ul", { class: "legend", "aria-label": "Lines" }, sample("allowed", "allowed"), sample("denied", "denied"), sample("opened", "would open"), sample("closed", "would close"), html("li", {}, shield(), "isolated by a policy"));
   }
 }
 
@@ -232,6 +233,10 @@ function arrow(kind) {
   return svg("marker", { id: `arrow-${kind}`, orient: "auto", ...box }, triangle);
 }
 
+const SHIELD = "l6 2.4v4.2q0 4.6-6 6.8q-6-2.2-6-6.8v-4.2z";
+
+const shield = () => svg("svg", { width: 14, height: 16, "aria-hidden": "true", class: "card" }, svg("path", { class: "guard", d: `M7 1${SHIELD}` }));
+
 const newBox = () => svg("g", { class: "box" }, svg("rect", { rx: 12 }), svg("text", { x: 15, y: 23 }));
 
 const SIGNS = { denied: "M-3 -3L3 3M3 -3L-3 3", opened: "M-3.5 0H3.5M0 -3.5V3.5", audit: "M0 -4V1M0 3V4" };
@@ -239,6 +244,7 @@ const SIGNS = { denied: "M-3 -3L3 3M3 -3L-3 3", opened: "M-3.5 0H3.5M0 -3.5V3.5"
 const newMark = () => svg("g", { class: "mark", "aria-hidden": "true" }, svg("circle", { r: 7 }), svg("path"));
 
 function setMark(of, line, { x, y }) {
+  of.line = line;
   of.setAttribute("class", `mark ${line.verdict}`);
   of.setAttribute("transform", `translate(${x} ${y})`);
   of.lastChild.setAttribute("d", SIGNS[line.verdict] ?? SIGNS.denied);
@@ -263,8 +269,9 @@ function setText(of, text, width, px) {
   if (!whole) of.append(svg("title", {}, text));
 }
 
-// Where each line runs, by its id: {d, x, y}, x and y its middle. Lines at one side of a card are spread along it.
-function routed(lines, at) {
+// Where each line runs, by its id: {d, x, y}, x and y where its mark stands. Lines at one side of a card are spread
+// along it; marks keep off cards and off each other.
+function routed(lines, at, cards) {
   const routes = new Map();
   const sides = new Map();
   const stop = (line, end, side, other) => {
@@ -287,21 +294,35 @@ function routed(lines, at) {
     const index = stops.findIndex((each) => each.line === line);
     return box.y + (box.height * (index + 1)) / (stops.length + 1);
   };
+  const marks = [];
   for (const { line, from, to, way } of ways) {
     const start = { x: way[0] === "right" ? from.x + from.width : from.x, y: y(line, `from ${line.source}`, way[0], from) };
     const end = { x: way[1] === "right" ? to.x + to.width : to.x, y: y(line, `to ${line.target}`, way[1], to) };
-    routes.set(line.id, curve(start, end, way));
+    const route = curve(start, end, way);
+    const free = (point) => !cards.some((card) => within(point, card)) && !marks.some((mark) => Math.hypot(mark.x - point.x, mark.y - point.y) < MARK);
+    const mark = route.points.find(free) ?? route.points[0];
+    if (line.verdict !== "allowed") marks.push(mark);
+    routes.set(line.id, { d: route.d, ...mark });
   }
   return routes;
 }
+
+const MARK = 17;
+const MARKED = [0.5, 0.6, 0.4, 0.7, 0.3, 0.8, 0.2, 0.9, 0.1]; // along a line, where a mark may stand
+
+const within = (point, { x, y, width, height }) => point.x > x - 9 && point.x < x + width + 9 && point.y > y - 9 && point.y < y + height + 9;
 
 function curve(start, end, [from, to]) {
   const bend = from === to ? 46 + Math.abs(end.y - start.y) * 0.12 : Math.max(36, Math.abs(end.x - start.x) * 0.46);
   const first = start.x + (from === "right" ? bend : -bend);
   const second = end.x + (to === "right" ? bend : -bend);
+  const point = (t) => {
+    const s = 1 - t;
+    const mix = (a, b, c, d) => s * s * s * a + 3 * s * s * t * b + 3 * s * t * t * c + t * t * t * d;
+    return { x: mix(start.x, first, second, end.x), y: mix(start.y, start.y, end.y, end.y) };
+  };
   return {
     d: `M${start.x} ${start.y}C${first} ${start.y} ${second} ${end.y} ${end.x} ${end.y}`,
-    x: (start.x + 3 * first + 3 * second + end.x) / 8,
-    y: (start.y + end.y) / 2,
+    points: MARKED.map(point),
   };
 }

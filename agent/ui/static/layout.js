@@ -5,18 +5,20 @@
 import { Graph, layout } from "./vendor/dagre.esm.js";
 
 export const CARD = { width: 184, head: 34, row: 21, foot: 7 };
-const GAP = 12;
+// The ways of placing that are tried; of those seen equally large the first counts.
+export const WAYS = [false, true].flatMap((stacked) => [36, 22, 12].map((gap) => ({ stacked, gap })));
+
 const BOX = { side: 14, head: 34, foot: 14 };
 
 export function heightOf(card, perPod) {
   return perPod ? CARD.head + card.members.length * CARD.row + CARD.foot : CARD.head;
 }
 
-// pairs: [card key, card key] of every line; stacked: workloads of a namespace below each other, whoever connects to
-// whom. Gives {cards, boxes: key -> {x, y, width, height}, width, height}.
-export function placed(model, pairs, perPod, stacked) {
-  const inside = new Map([...model.boxes.values()].map((box) => [box.key, insideOf(model, box, pairs, perPod, stacked)]));
-  const graph = made({ nodesep: 24, ranksep: 76 });
+// pairs: [card key, card key] of every line. stacked: workloads of a namespace below each other, whoever connects to
+// whom; gap: between those below each other. Gives {cards, boxes: key -> {x, y, width, height}, width, height}.
+export function placed(model, pairs, perPod, { stacked, gap }) {
+  const inside = new Map([...model.boxes.values()].map((box) => [box.key, insideOf(model, box, pairs, perPod, stacked, gap)]));
+  const graph = made({ nodesep: gap + 12, ranksep: 76 });
   for (const [key, { width, height }] of inside) graph.setNode(key, { width, height });
   for (const [from, to] of pairs) connect(graph, model.cards.get(from).box, model.cards.get(to).box);
   layout(graph);
@@ -32,8 +34,8 @@ export function placed(model, pairs, perPod, stacked) {
   return result;
 }
 
-function insideOf(model, box, pairs, perPod, stacked) {
-  const graph = made({ nodesep: GAP, ranksep: 58 });
+function insideOf(model, box, pairs, perPod, stacked, gap) {
+  const graph = made({ nodesep: gap, ranksep: 58 });
   for (const key of box.cards)
     graph.setNode(key, { width: CARD.width, height: heightOf(model.cards.get(key), perPod) });
   for (const [from, to] of pairs) if (graph.hasNode(from) && graph.hasNode(to)) connect(graph, from, to);
@@ -45,7 +47,7 @@ function insideOf(model, box, pairs, perPod, stacked) {
       return [key, { x: x + BOX.side, y: y + BOX.head, width, height }];
     }),
   );
-  if (stacked) stack(cards);
+  if (stacked) stack(cards, gap);
   const ends = [...cards.values()];
   return {
     cards,
@@ -55,11 +57,11 @@ function insideOf(model, box, pairs, perPod, stacked) {
 }
 
 // Those that connect above those that are connected to.
-function stack(cards) {
+function stack(cards, gap) {
   let y = BOX.head;
   for (const at of [...cards.values()].sort((one, other) => one.x - other.x || one.y - other.y)) {
     Object.assign(at, { x: BOX.side, y });
-    y += at.height + GAP;
+    y += at.height + gap;
   }
 }
 

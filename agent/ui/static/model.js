@@ -82,6 +82,26 @@ function searched(row, ends) {
   return [...said, portOf(row), row.port, row.verdict, ...(row.policies ?? [])].join(" ").toLowerCase();
 }
 
+// What a rehearsal opens and closes, as lines of the graph.
+export function plannedLines(model, plan, perPod) {
+  const lines = new Map();
+  const endOf = (id) => {
+    if (model.entities.has(id)) return perPod ? id : model.entities.get(id).card;
+    return /^(pod|node)\//.test(id) || perPod || !model.cards.has(OUTSIDE) ? null : OUTSIDE;
+  };
+  const endsOfRow = (groups) => new Set(groups.flatMap((group) => group.ids).map(endOf));
+  for (const row of plan.rows)
+    for (const source of endsOfRow(row.sources))
+      for (const target of endsOfRow(row.targets)) {
+        if (!source || !target || source === target) continue;
+        const verdict = row.change === "opens" ? "opened" : "closed";
+        const id = `${verdict} ${source} ${target}`;
+        if (!lines.has(id)) lines.set(id, { id, source, target, verdict, rows: [], count: 0, ports: [] });
+        lines.get(id).ports.push(row.ports);
+      }
+  return [...lines.values()];
+}
+
 // Lines between cards, or between single Pods: {id, source, target, verdict, rows, count}.
 export function linesOf(model, rows, perPod) {
   const lines = new Map();

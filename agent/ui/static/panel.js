@@ -5,6 +5,7 @@ import { drawing } from "./drawing.js";
 import { byId, fill, html } from "./dom.js";
 import { nameOf, portOf } from "./model.js";
 import { sign, verdict } from "./table.js";
+import { planned, section, summary } from "./planned.js";
 import { ago, plural } from "./words.js";
 
 const MARKS = new Map([[true, ["✓", "passes"]], [false, ["✕", "stops here"]], [null, ["·", ""]]]);
@@ -136,12 +137,38 @@ export class Panel {
   }
 
   steps(found) {
-    if (!found.steps.length) return null;
-    return section("The way, step by step", html("ol", { class: "steps" }, found.steps.map((step) => {
+    const steps = [...found.steps, ...found.nodes.map(rulesStep)];
+    if (!steps.length) return null;
+    return section("The way, step by step", html("ol", { class: "steps" }, steps.map((step) => {
       const [mark, spoken] = MARKS.get(step.ok);
       const kind = step.ok === null ? "" : step.ok ? "allowed" : "denied";
-      return html("li", {}, html("span", { class: `sign ${kind}` }, html("span", { "aria-hidden": "true" }, mark), spoken && html("span", { class: "hidden" }, `${spoken}: `)), html("span", { class: "stage" }, step.stage), html("span", {}, step.text));
+      const places = step.fields.map((field) => html("span", { class: "place mono quiet" }, field.file ? `${field.file}:${field.line}` : `${field.object} ${field.field}`));
+      return html("li", {}, html("span", { class: `sign ${kind}` }, html("span", { "aria-hidden": "true" }, mark), spoken && html("span", { class: "hidden" }, `${spoken}: `)), html("span", { class: "stage" }, step.stage), html("span", {}, step.text, places));
     })));
+  }
+
+  // What if: a manifest, edited, and what it would do.
+  rehearse(model, manifest) {
+    const text = html("textarea", { name: "manifest", rows: "18", spellcheck: "false", autocapitalize: "off" }, manifest);
+    const answer = html("div", { class: "answer" });
+    const form = html("form", { class: "ask" }, html("label", { class: "labelled" }, "Manifest: a NetworkPolicy, or others", text),
+      html("div", { class: "row" }, html("button", { type: "submit", class: "primary" }, "Rehearse"), html("button", { type: "button", onclick: () => this.ended(answer) }, "Clear the graph")));
+    form.addEventListener("submit", async (event) => {
+      event.preventDefault();
+      const turn = (this.turn += 1);
+      const found = await asked(() => post("/api/plan", { manifest: text.value }));
+      if (turn !== this.turn) return;
+      this.onPlan(found.failure ? null : found);
+      fill(answer, found.failure ? html("p", { class: "failure" }, found.failure) : planned(found));
+      this.say(found.failure ?? summary(found));
+    });
+    this.open("What if", html("p", { class: "quiet" }, "Nothing is changed: the answer is computed from the cluster as it is."), form, answer);
+    text.focus();
+  }
+
+  ended(answer) {
+    fill(answer);
+    this.onPlan(null);
   }
 
   async policy(key) {
@@ -154,7 +181,11 @@ export class Panel {
   }
 }
 
-const section = (title, ...content) => html("section", {}, html("h3", {}, title), content);
+// What a node's rules, read from its kernel, have to do with it.
+function rulesStep({ node, agrees, differs, silent }) {
+  const text = silent ? `those on ${node} were not compared: ${silent}` : agrees ? `those in the kernel of ${node} do just this` : `on ${node}: ${differs.join("; ")}`;
+  return { stage: "rules", ok: agrees, text, fields: [] };
+}
 
 async function asked(question) {
   try {

@@ -7,4 +7,4 @@ export function ago(seconds) {
   return `${Math.floor(seconds)}s ago`;
 }
 
-export const plural = (count, word) => `${count} ${word}${count === 1 ? "" : word.endsWith("y") ? "" : "s"}`;
+export const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
