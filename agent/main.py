@@ -24,6 +24,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from agent import (
     asked,
@@ -155,15 +156,17 @@ class Agent:
     def not_ready_all(self) -> list[str]:
         """Everything in the way of Pods, for /readyz and status."""
         reason = self.attachments.not_ready()
-        reconcilers = (
+        errors = [f"{each.name}: {each.error}" for each in self._reconcilers() if each.error]
+        return [reason, *errors] if reason else errors
+
+    def _reconcilers(self) -> tuple[Reconciler[Any], ...]:
+        return (
             self.datapath.reconciler,
             self.services.reconciler,
             self.services.ended_flows,
             self._routes,
             self._announcing,
         )
-        errors = [f"{each.name}: {each.error}" for each in reconcilers if each.error]
-        return [reason, *errors] if reason else errors
 
     # Routes
 
@@ -234,6 +237,7 @@ class Agent:
             self.datapath.adopt(adopted)
             self.services.adopt(adopted)
             await server.start()
+            metrics.STATE.version, metrics.STATE.kernel = version("podwall"), os.uname().release
             log.info("event=started node=%s version=%s", self.config.node_name, version("podwall"))
             work = asyncio.create_task(self._work())
             await asyncio.shield(work)
@@ -418,6 +422,18 @@ class Agent:
         self._health.alive()
         metrics.PODS.set(len(self.attachments.current))
         self.datapath.show_policies()
+        self._show_state()
+
+    def _show_state(self) -> None:
+        state = metrics.STATE
+        state.ready = not self.not_ready_all()
+        state.failing = {each.name: each.error is not None for each in self._reconcilers()}
+        state.watches = self.source.watches()
+        state.addresses = self.attachments.addresses.use()
+        state.commits = {
+            "pods": self.datapath.rules.last_commit,
+            "services": self.services.rules.last_commit,
+        }
 
     async def _announce(self, _: frozenset[str]) -> None:
         """When Pods can be attached: tell the runtime, then the cluster. Raises AnnounceError, ApiError."""

@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 
@@ -111,6 +112,7 @@ class Services:
         self._gone: set[Destination] = set()
         self._tcp_begins = False  # a frontend of TCP was added since flows were last looked at
         self._triggered: list[float] = []
+        self._heard: Counter[Kind] = Counter()  # changes that no commit has had yet
         self._told: Mapping[Name, tuple[str, ...]] = {}
         self._orphans: frozenset[Name] = frozenset()
 
@@ -158,7 +160,12 @@ class Services:
         if not of_ours or not self._fed:
             return
         self.reconciler.mark(*self._compiler.apply(of_ours))
+        metrics.SERVICES_QUEUED.set_to_current_time()
         for each in of_ours:
+            if each.kind in metrics.CHANGES:
+                metrics.CHANGES[each.kind].inc()
+                self._heard[each.kind] += 1
+                metrics.PENDING[each.kind].set(self._heard[each.kind])
             self._flows_concerned |= concerns_datagrams(each)
             if self.rules.last_check is not None and (at := _trigger_time(each)):
                 self._triggered.append(at)
@@ -300,12 +307,15 @@ class Services:
         begun = time.perf_counter()
         concerned, self._flows_concerned = self._flows_concerned, False
         triggered, self._triggered = self._triggered, []
+        heard = self._heard.copy()
         try:
             changes = await self.rules.run(owners)
         except BaseException:
+            metrics.SERVICES_FAILURES.inc()
             self._flows_concerned |= concerned
             self._triggered += triggered
             raise
+        self._show_synced(heard)
         gone = removed_frontends(changes, serving=self.serving)
         self._gone |= gone
         self._tcp_begins |= (begins := begins_tcp(changes))
@@ -318,6 +328,13 @@ class Services:
             metrics.SERVICES_PROGRAMMING_SECONDS.observe(max(time.time() - at, 0.0))
         metrics.SERVICES.set(len(self._store.snapshot.services) if self.serving else 0)
         self._committed()
+
+    def _show_synced(self, heard: Mapping[Kind, int]) -> None:
+        """These changes are in force; those heard of meanwhile are not yet."""
+        metrics.SERVICES_SYNCED.set_to_current_time()
+        self._heard.subtract(heard)
+        for kind, pending in metrics.PENDING.items():
+            pending.set(self._heard[kind])
 
     def _checks(self) -> Mapping[Name, Check]:
         if not self.serving:
