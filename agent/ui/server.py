@@ -145,6 +145,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_json(HTTPStatus.UNPROCESSABLE_ENTITY, {"error": str(error)})
         except click.ClickException as error:
             self._send_json(HTTPStatus.BAD_GATEWAY, {"error": error.message})
+        except Exception:
+            log.exception("event=ui-failed path=%r", path)
+            self._send_json(
+                HTTPStatus.INTERNAL_SERVER_ERROR, {"error": "podwall ui failed at this: its log says how"}
+            )
         else:
             self._send_json(HTTPStatus.OK, content)
 
