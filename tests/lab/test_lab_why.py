@@ -1,0 +1,145 @@
+"""Rules that somebody altered, so that the agent cannot mend them: `podwall why` says what they do otherwise.
+
+The agent repairs a foreign change at once. Here the table belongs to somebody else: with nftables' flag
+`owner` the kernel lets nobody but the socket that made it change a table, as long as that socket is open.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from agent.cli.main import main
+from lab import netns
+from lab.probe import CONNECTED, SILENT
+from lab.world import Lab
+from tests.lab.policies import namespace, pod, policy
+from tests.lab.services import eventually, service
+
+KEEP = """
+import sys, nftables
+nft = nftables.Nftables()
+code, _, error = nft.cmd(sys.stdin.readline().replace("\\0", "\\n"))
+print(error if code else "held", flush=True)
+sys.stdin.read()
+"""
+OBJECTS = [
+    namespace("shop"),
+    pod("shop/client", node="node1", labels={"app": "client"}),
+    pod("shop/web", 8080, node="node2", labels={"app": "web"}),
+    pod("shop/other", 8080, node="node2", labels={"app": "web"}),
+    pod("shop/shut", 8080, node="node2", labels={"app": "shut"}),
+    service("shop/web", {"app": "web"}),
+    policy("shop/shut", podSelector={"matchLabels": {"app": "shut"}}),
+]
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab(nodes=2, given=OBJECTS) as made:
+        yield made
+
+
+def why(*words: str) -> Any:
+    done = CliRunner().invoke(main, ["why", "--lab", "-n", "shop", "-o", "json", *words])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.output)
+
+
+@contextmanager
+def altered(lab: Lab, node: str, table: str, rule: str) -> Iterator[None]:
+    """A node's table with one more rule before all others of a chain, which its agent must leave as it is."""
+    listed = lab.run(node, ["nft", "list", "table", "inet", table]).stdout
+    owned = listed.replace(f"table inet {table} {{", f"table inet {table} {{ flags owner;", 1)
+    text = f"delete table inet {table}\n{owned}\ninsert rule inet {table} {rule}"
+    holder = netns.run(
+        lab.netns(node),
+        subprocess.Popen,
+        [sys.executable, "-c", KEEP],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        holder.stdin.write(text.replace("\n", "\0") + "\n")
+        holder.stdin.flush()
+        assert holder.stdout.readline().strip() == "held"
+        yield
+    finally:
+        holder.stdin.close()
+        holder.wait(10)
+        holder.stdout.close()
+        lab.wait_until_ready()
+
+
+def mended() -> bool:
+    """Whether the nodes' rules are the agents' again: what is denied is denied, too."""
+    answers = [why("client", target) for target in ("pod/web:8080", "svc/web:80", "pod/shut:8080")]
+    return all(each["agrees"] for answer in answers for each in answer["nodes"])
+
+
+def test_the_rules_of_all_nodes_on_the_way_are_compared(lab: Lab) -> None:
+    answer = eventually(lambda: why("client", "pod/web:8080"), lambda of: of["allowed"])
+
+    assert [(each["node"], each["agrees"]) for each in answer["nodes"]] == [("node1", True), ("node2", True)]
+
+
+def test_a_rule_that_drops_what_policies_allow(lab: Lab) -> None:
+    target = lab.pod("shop/web").address(4)
+    with altered(lab, "node2", "podwall", f"policy_forward ip daddr {target} counter drop"):
+        assert lab.connect("shop/client", target, 8080) == SILENT
+        answer = why("client", "pod/web:8080")
+
+    assert (answer["allowed"], answer["cause"]) == (False, "rules-differ")
+    assert answer["sentence"].startswith(
+        "denied: the rules on node2 differ from what the policies and Services say: they drop it in inet "
+        f"podwall policy_forward, rule 1, though it may reach {target}:8080"
+    )
+    assert [(each["node"], each["agrees"]) for each in answer["nodes"]] == [("node1", True), ("node2", False)]
+    assert eventually(mended, bool)
+    assert lab.connect("shop/client", target, 8080) == CONNECTED
+
+
+def test_a_rule_that_lets_pass_what_policies_deny(lab: Lab) -> None:
+    target = lab.pod("shop/shut").address(4)
+    assert lab.connect("shop/client", target, 8080) == SILENT
+    with altered(lab, "node2", "podwall", f"policy_forward ip daddr {target} accept"):
+        assert lab.connect("shop/client", target, 8080) == CONNECTED
+        answer = why("client", "pod/shut:8080")
+
+    assert answer["cause"] == "rules-differ"
+    assert f"they let it pass to {target}:8080, though the policies deny it" in answer["sentence"]
+    assert eventually(mended, bool)
+
+
+def test_a_rule_that_leads_a_service_elsewhere(lab: Lab) -> None:
+    address, there = lab.service("shop/web").address(4), lab.pod("shop/shut").address(4)
+    rule = f"prerouting_ipv4 ip daddr {address} tcp dport 80 dnat ip to {there}:8080"
+    with altered(lab, "node1", "podwall_services", rule):
+        answer = why("client", "svc/web:80")
+
+    assert answer["cause"] == "rules-differ"
+    assert f"they lead it to {there}:8080, which it must not reach" in answer["sentence"]
+    assert eventually(mended, bool)
+
+
+def test_an_agent_that_is_silent_is_told_apart(lab: Lab) -> None:
+    """What the objects say is still an answer; nobody says that it is also what the rules do."""
+    agent = lab.agents["node2"]
+    agent.stop(kill=True)
+    try:
+        answer = why("client", "pod/web:8080")
+    finally:
+        agent.start()
+        lab.wait_until_ready()
+
+    assert answer["allowed"]
+    assert [(each["node"], each["agrees"]) for each in answer["nodes"]] == [("node1", True), ("node2", None)]
+    assert "does not answer" in answer["nodes"][1]["silent"]
