@@ -62,7 +62,7 @@ class Services(Chance):
         if self.happens(4):
             spec["externalIPs"] = [self.choice(OUTER[v]).format(number) for v in (4, 6)]
         ports = [self.port(80, "TCP"), self.port(53, "UDP")]
-        labels = self.labels() or {"app": "web"}
+        labels = {"app": self.choice(("web", "web", "db"))}
         made = service(f"{self.choice(NAMESPACES)}/service-{number}", labels, *ports, **spec)
         if kind == "LoadBalancer":
             made["spec"]["loadBalancerClass"] = BY_HAND
@@ -127,7 +127,7 @@ class Cluster:
             for port in of.ports:
                 for ip in (*of.cluster_ips, *of.external_ips, *ingress):
                     yield ip, port.port, port.protocol
-                    yield ip, port.port + 1, port.protocol
+                yield (*of.cluster_ips, *ingress)[0], port.port + 1, port.protocol
                 if port.node_port:
                     yield from ((ip, port.node_port, port.protocol) for ip in nodes)
         yield from ((ip, port, "TCP") for ip in nodes for port in HOST_PORTS)
@@ -213,7 +213,8 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
                 made.run("outside", ["ip", f"-{version}", "route", "add", network, "via", str(via)])
         for name in ("all", "eth0"):  # a redirect for a port that no Service has would lead the others astray
             redirects = f"/proc/sys/net/ipv4/conf/{name}/accept_redirects"
-            made.run("outside", ["sh", "-c", f"echo 0 > {redirects}; echo 0 > {redirects.replace('4', '6', 1)}"])
+            both = redirects, redirects.replace("ipv4", "ipv6")
+            made.run("outside", ["sh", "-c", "; ".join(f"echo 0 > {each}" for each in both)])
         for place in made.nodes:  # of refused datagrams each has to be told, many at once
             limits = "/proc/sys/net/ipv4/icmp_ratelimit", "/proc/sys/net/ipv6/icmp/ratelimit"
             made.run(place.name, ["sh", "-c", "; ".join(f"echo 0 > {limit}" for limit in limits)])
