@@ -158,8 +158,6 @@ class _View:
             if each.pod is not None:
                 stage: Stage = "egress" if each.direction == "Egress" else "ingress"
                 yield Step(stage, each.allowed, self._said(world, each), tuple(_decides(each)))
-                if each.audit is not None and each.allowed and not each.audit.allowed:
-                    yield Step(stage, None, self._audited(world, each.audit), tuple(_decides(each.audit)))
             if each.audit is not None:
                 said = f"with {_audited(each.audit)} enforced: {self._said(world, each.audit)}"
                 yield Step("audit", None, said, tuple(_decides(each.audit)))
@@ -179,10 +177,6 @@ class _View:
             for rule in nearest(of)[:NEAREST]
         )
         return f"denied: {pod} is isolated by {names}" + (f"; {near}" if near else ", which admits nothing")
-
-    def _audited(self, world: World, of: Judgement) -> str:
-        """What its policies in audit mode would do, which count and log it and let it pass."""
-        return f"audit mode: with every policy in force it would be {self._said(world, of)}"
 
     def misses(self, world: World, rule: RuleView) -> str:
         """Why a rule does not admit it."""

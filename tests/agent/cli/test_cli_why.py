@@ -1,0 +1,136 @@
+"""`podwall why` on manifests: what it prints, in every form, and how it ends."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from agent.cli.main import main
+from agent.cli.why import Compared, in_the_kernel
+from agent.explain.answer import Answer
+
+MANIFESTS = """\
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop}
+---
+apiVersion: v1
+kind: Pod
+metadata: {namespace: shop, name: client, labels: {app: client}}
+spec: {nodeName: node-1, containers: [{name: main}]}
+status: {phase: Running, podIPs: [{ip: 10.244.0.2}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {namespace: shop, name: web, labels: {app: web}}
+spec: {nodeName: node-1, containers: [{name: main, ports: [{name: http, containerPort: 8080}]}]}
+status: {phase: Running, podIPs: [{ip: 10.244.0.3}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata:
+  namespace: shop
+  name: web
+spec:
+  podSelector: {matchLabels: {app: web}}
+  ingress:
+    - ports:
+        - port: 9090
+    - from:
+        - podSelector: {matchLabels: {app: friend}}
+      ports:
+        - port: 8080
+"""
+LINE = MANIFESTS.splitlines().index
+PORTS, FROM = LINE("    - ports:") + 1, LINE("    - from:") + 1
+SENTENCE = (
+    "denied: ingress policy shop/web of Pod shop/web does not let Pod shop/client in on TCP 8080: "
+    "its podSelector asks for app=friend, but Pod shop/client has app=client"
+)
+
+
+@pytest.fixture
+def manifests(tmp_path: Path) -> Path:
+    path = tmp_path / "shop.yaml"
+    path.write_text(MANIFESTS)
+    return path
+
+
+def run(manifests: Path, *words: str) -> Result:
+    return CliRunner().invoke(main, ["why", "-f", str(manifests), "-n", "shop", *words])
+
+
+def test_the_sentence_comes_first_and_what_decides_with_its_line(manifests: Path) -> None:
+    done = run(manifests, "client", "pod/web")
+
+    assert done.exit_code == 0
+    first, *others = done.output.splitlines()
+    assert first == SENTENCE
+    assert f"{'':17}{manifests}:{FROM}: NetworkPolicy shop/web spec.ingress[1]" in others
+    assert f"{'':17}{manifests}:{PORTS}: NetworkPolicy shop/web spec.ingress[0]" in others
+    assert "  # NetworkPolicy shop/web: add to spec.ingress[1].from" in others
+
+
+def test_programs_get_the_same(manifests: Path) -> None:
+    read: dict[str, Any] = {
+        "json": json.loads(run(manifests, "client", "pod/web", "-o", "json").output),
+        "yaml": yaml.safe_load(run(manifests, "client", "pod/web", "-o", "yaml").output),
+    }
+    assert read["json"] == read["yaml"]
+    answer = read["json"]
+    assert (answer["allowed"], answer["cause"], answer["sentence"]) == (False, "ingress-denied", SENTENCE)
+    assert answer["nodes"] == []
+    ingress = next(step for step in answer["steps"] if step["stage"] == "ingress")
+    assert ingress["fields"][0] == {
+        "kind": "NetworkPolicy",
+        "object": "shop/web",
+        "field": "spec.ingress[1]",
+        "file": str(manifests),
+        "line": FROM,
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["client", "pod/web:8080"], 0, "denied"),
+        (["client", "pod/web:8080", "--exit-code"], 1, "denied"),
+        (["client", "pod/web:9090", "--exit-code"], 0, "allowed"),
+        (["client", "nobody:80"], 2, "is no Pod, Service or node"),
+        (["client", "pod/web:99999"], 2, "is not from 1 to 65535"),
+        (["client", "node-1"], 2, "is no Pod, Service or node"),
+        (["203.0.113.10", "pod/web:9090", "--protocol", "TCP"], 0, "allowed"),
+    ],
+)  # fmt: skip
+def test_how_it_ends(manifests: Path, words: list[str], status: int, said: str) -> None:
+    done = run(manifests, *words)
+    assert (done.exit_code, said in done.output) == (status, True), done.output
+
+
+def test_a_hostile_name_reaches_no_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "hostile.yaml"
+    path.write_text(MANIFESTS.replace("name: web\n", 'name: "web\\u001b[2J"\n'))
+    done = run(path, "client", "pod/web")
+    assert "\x1b" not in done.output
+    assert "web\\x1b[2J" in done.output
+
+
+def test_what_a_node_does_otherwise_comes_before_all_else() -> None:
+    answer = Answer(True, "allowed", "allowed: by nobody")
+    drops = Compared("node2", ("they drop it",), passes=False)
+    passes = Compared("node2", ("they lead it elsewhere",), passes=True)
+    silent = Compared("node1", silent="the agent does not answer")
+
+    assert in_the_kernel(answer, [silent]) == answer
+    told = in_the_kernel(answer, [silent, drops])
+    assert (told.allowed, told.cause) == (False, "rules-differ")
+    assert told.sentence == (
+        "denied: the rules on node2 differ from what the policies and Services say: they drop it "
+        "(by the objects: allowed: by nobody)"
+    )
+    assert in_the_kernel(answer, [passes]).sentence.startswith("allowed: the rules on node2 differ")
