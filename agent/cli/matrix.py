@@ -94,7 +94,7 @@ def matrix_command(
         if picture is not None:
             _draw(picture, decided, seen)
         if output == EXPECT:
-            click.echo(written(world, decided, grouped(decided)), nl=False)
+            click.echo(written(world, decided, grouped(decided, ports_apart=True)), nl=False)
             return
     show(output, shown.content() if output in ("json", "yaml") else None, lambda: shown.lines(output))
     shown.end()

@@ -201,7 +201,10 @@ def _labelled(world: World, ends: Labelled, namespace: str) -> tuple[Pod, ...]:
 
 
 def written(world: World, of: Matrix, shown: Grouped) -> str:
-    """A file that expects what the matrix says; what a file cannot say stands in it as a comment."""
+    """A file that expects what the matrix says; what a file cannot say stands in it as a comment.
+
+    `shown` has its ports apart.
+    """
     said = "".join(_entries(world, of, shown))
     return f"# Who reaches whom; check it with: podwall matrix --expect FILE\n{said}"
 

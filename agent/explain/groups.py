@@ -35,7 +35,7 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Grouped:
-    """The cells between groups of rows and groups of columns; a column's `ports` is such as "TCP 8080"."""
+    """The cells between groups of rows and groups of columns; a column's `ports` is such as "TCP 80,8080"."""
 
     rows: tuple[Group, ...]
     columns: tuple[Group, ...]
@@ -61,26 +61,48 @@ def _decided(cell: Cell) -> str:
     return PART if any(way.cause == "policy-part" for way in cell) else YES
 
 
-def grouped(matrix: Matrix, observed: Observed | None = None, *, every: bool = False) -> Grouped:
-    """The matrix with its rows and columns grouped; `every`: each by itself."""
+def grouped(
+    matrix: Matrix, observed: Observed | None = None, *, every: bool = False, ports_apart: bool = False
+) -> Grouped:
+    """The matrix with its rows and columns grouped.
+
+    `every`: each by itself. `ports_apart`: of columns only those of one port may be one.
+    """
     words = tuple(
         tuple(word(source, *each, observed) for each in zip(matrix.columns, row, strict=True))
         for source, row in zip(matrix.sources, matrix.rows, strict=True)
     )
+    turned = tuple(zip(*words, strict=True)) or ((),) * len(matrix.columns)
     kinds = [(each if every else (), *workload_of(pod)) for each, pod in enumerate(matrix.sources)]
-    rows = _groups(kinds, words)
-    columns = _groups(
-        [(each if every else (), *_kind(column)) for each, column in enumerate(matrix.columns)],
-        tuple(zip(*words, strict=True)) or ((),) * len(matrix.columns),
-    )
+    heads = [(each if every else (), *_kind(column)) for each, column in enumerate(matrix.columns)]
+    rows, columns = _groups(kinds, words), _groups(heads, turned)
+    if not every and not ports_apart:
+        columns = _over_ports(matrix.columns, columns, turned)
     spaces = {pod.namespace for pod in (*matrix.sources, *_pods(matrix.columns))}
     namer = _Namer(with_namespace=len(spaces) > 1)
     return Grouped(
         tuple(Group(namer.pods([matrix.sources[i] for i in of], matrix.sources), of) for of in rows),
         tuple(Group(namer.columns([matrix.columns[i] for i in of], matrix.columns), of) for of in columns),
-        tuple(f"{matrix.columns[of[0]].protocol} {matrix.columns[of[0]].port}" for of in columns),
+        tuple(_ports([matrix.columns[i] for i in of]) for of in columns),
         tuple(tuple(_together(words, row, column) for column in columns) for row in rows),
     )
+
+
+def _over_ports(
+    columns: Sequence[Column], groups: Sequence[tuple[int, ...]], lines: Sequence[Sequence[str]]
+) -> list[tuple[int, ...]]:
+    """Groups of the same targets at several ports are one, when they are alike."""
+    targets = [(frozenset(title(columns[i].target) for i in of)) for of in groups]
+    merged = _groups(targets, [lines[of[0]] for of in groups])
+    return [tuple(member for group in of for member in groups[group]) for of in merged]
+
+
+def _ports(columns: Iterable[Column]) -> str:
+    """Such as "TCP 53,9153 UDP 53"."""
+    numbers: dict[str, dict[int, None]] = defaultdict(dict)
+    for each in columns:
+        numbers[each.protocol][each.port] = None
+    return " ".join(f"{protocol} {','.join(map(str, of))}" for protocol, of in numbers.items())
 
 
 def _kind(column: Column) -> tuple[Hashable, ...]:

@@ -129,7 +129,7 @@ def test_what_is_no_file_of_expectations_is_refused(text: str, said: str) -> Non
 def states(world: World) -> str:
     pods = [pod for _, pod in sorted(world.snapshot.pods.items()) if takes_part(pod)]
     decided = matrix(world, pods, columns_of(pods))
-    return written(world, decided, grouped(decided))
+    return written(world, decided, grouped(decided, ports_apart=True))
 
 
 def test_what_is_written() -> None:
