@@ -27,6 +27,7 @@ COMMANDS = {
     "plan": ("agent.cli.plan", "plan_command", "What a change would open, close and cut, touching nothing."),
     "relay": ("agent.cli.relay", "relay", ""),
     "status": ("agent.cli.status", "status", "Whether every node is well, proved by packets between them."),
+    "trace": ("agent.cli.trace", "trace", "One real packet, followed through the rules of the nodes."),
     "ui": ("agent.cli.ui", "ui", "One local web page: flows, policies, why and plan."),
 }
 """Each command's module, the name it has there, and what help says of it; "" for what programs alone call."""

@@ -319,8 +319,8 @@ class Names:
     def _denial(self, of: Seen, first: Seen) -> Event:
         raw = of.raw
         own, peer = (raw["pod"], raw["peer"]) if raw["direction"] == "egress" else (raw["peer"], raw["pod"])
-        destination = self._point(raw["destination"], raw["dport"], peer)
-        source = self._point(raw["source"], raw["sport"], own)
+        destination = self.end(raw["destination"], raw["dport"], peer)
+        source = self.end(raw["source"], raw["sport"], own)
         asked: End | None = None
         met: Met | None = None
         seen_source: End | None = None
@@ -353,19 +353,20 @@ class Names:
         if raw is None:
             return None, None
         asked = self._end(raw)
-        protocol = first.raw["protocol"]
-        met = self._frontends.get((asked.address, protocol, asked.port))
-        if met is None and (asked.node or not asked.pod):
-            met = self._node_ports.get((protocol, asked.port))
-        return asked, met
+        return asked, self.met(first.raw["protocol"], asked.address, asked.port)
+
+    def met(self, protocol: str, address: str, port: int) -> Met | None:
+        """The Service's port that is asked for at an address; a NodePort at any that is no Service's."""
+        return self._frontends.get((address, protocol, port)) or self._node_ports.get((protocol, port))
 
     def _services_at(self, protocol: str, end: End) -> tuple[str, ...]:
         return tuple(sorted(self._endpoints.get((end.address, protocol, end.port), ())))
 
     def _end(self, raw: Mapping[str, Any]) -> End:
-        return self._point(raw["address"], raw["port"], raw["pod"])
+        return self.end(raw["address"], raw["port"], raw["pod"])
 
-    def _point(self, address: str, port: int, pod: str) -> End:
+    def end(self, address: str, port: int, pod: str) -> End:
+        """An end of a connection; the node's name where no Pod is said."""
         node = self._nodes.get(address)
         return End(address, port, pod, node.name if node and not pod else "")
 
