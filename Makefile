@@ -4,6 +4,7 @@
 PYTHON      := .venv/bin/python
 SYSTEM      := /usr/bin/python3
 PACKAGES    := python3-nftables python3-venv nftables iproute2 openssl gcc libc6-dev libpython3-dev
+BROWSER     := chromium
 TESTS       ?= tests
 NODES       ?= 2
 CNI         ?= podwall
@@ -12,7 +13,7 @@ PARALLEL    ?= 1
 export NODES CNI KUBE_PROXY FOCUS SKIP PARALLEL
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check format test cluster cluster-down e2e vm bench lock clean
+.PHONY: help setup demo check format test reference cluster cluster-down e2e vm bench lock clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
@@ -42,7 +43,13 @@ format: setup ## format the sources
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix .
 
-test: setup ## every test: pure, lab and real cluster (TESTS=tests/agent for some)
+# A browser for the tests of podwall's page: nothing but `make test` needs it.
+.venv/browser: .venv/installed
+	@dpkg -s $(BROWSER) >/dev/null 2>&1 || { echo "installing Debian packages: $(BROWSER)"; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(BROWSER) >/dev/null; }
+	@touch $@
+
+test: setup .venv/browser ## every test: pure, lab and real cluster (TESTS=tests/agent for some)
 	@[ "$(TESTS)" != tests ] || $(PYTHON) -m tests.cluster build
 	@$(PYTHON) -m pytest $(TESTS)
 
@@ -55,6 +62,9 @@ bench: setup ## the benchmarks, peers side by side
 lock: setup ## pin the dependencies again
 	@.venv/bin/uv pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements.lock
 	@.venv/bin/uv pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-header --group dev pyproject.toml -o requirements-dev.lock
+
+reference: setup ## docs/commands.md, from the commands
+	@$(PYTHON) -m agent.cli.reference > docs/commands.new && mv docs/commands.new docs/commands.md
 
 cluster: setup ## a real kind cluster with podwall (NODES=3, CNI=none, KUBE_PROXY=nftables)
 	@$(PYTHON) -m tests.cluster up
