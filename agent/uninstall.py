@@ -4,6 +4,8 @@ For after the agent is gone for good: links, routes and neighbours, tables, file
 their network. Each part is removed whatever became of the others, and what is gone already is no error.
 conf/uninstall.yaml runs it on every node.
 
+At the end it looks again, and says that nothing is left, or what is.
+
 An agent that still runs would repair what is removed, so its end is awaited first: by the lock on its state.
 """
 
@@ -20,7 +22,9 @@ from pathlib import Path
 
 from pyroute2 import IPRoute
 
+from agent import nfnetlink
 from agent.files import hold
+from agent.nft.kernel import FAMILIES as FAMILIES_OF_TABLES
 from agent.nft.kernel import OWN_TABLES, Kernel
 from agent.routes.plan import PROTOCOL
 
@@ -50,7 +54,7 @@ def main() -> int:
         failed |= not attempt(what, remove)
     if held is not None:
         os.close(held)
-    return 1 if failed else 0
+    return 1 if failed | (not attempt("part", lambda: look_again(root))) else 0
 
 
 def await_agent(state: Path, limit_s: float = AGENT_LIMIT_S) -> int | None:
@@ -79,10 +83,9 @@ def attempt(what: str, remove: Callable[[], Iterator[str]]) -> bool:
 
 def remove_files(root: Path) -> Iterator[str]:
     """Remove the network configuration first, so that the runtime asks no more for Pods' links."""
-    for pattern in FILES:
-        for path in sorted(root.glob(pattern)):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-            yield str(path)
+    for path in files(root):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        yield str(path)
 
 
 def remove_links() -> Iterator[str]:
@@ -119,6 +122,51 @@ def remove_tables() -> Iterator[str]:
     names = sorted(f"{table.family} {table.name}" for table in OWN_TABLES)
     asyncio.run(remove())
     yield from names
+
+
+def look_again(root: Path) -> Iterator[str]:
+    """Say that nothing of podwall is left. Raises LeftError naming what is."""
+    left = [*map(str, files(root)), *links(), *routes(), *tables()]
+    if left:
+        raise LeftError(f"still there: {', '.join(left)}")
+    print("nothing of podwall is left", flush=True)
+    yield from ()
+
+
+class LeftError(Exception):
+    """Something is there again, or still; the message names it."""
+
+
+def files(root: Path) -> list[Path]:
+    """podwall's files."""
+    return [path for pattern in FILES for path in sorted(root.glob(pattern))]
+
+
+def links() -> list[str]:
+    """The devices whose name begins with podwall."""
+    with IPRoute() as kernel:
+        names = [str(link.get_attr("IFLA_IFNAME")) for link in kernel.get_links()]
+    return [name for name in names if name.startswith("podwall")]
+
+
+def routes() -> list[str]:
+    """The routes that carry podwall's protocol number."""
+    with IPRoute() as kernel:
+        found = [route for family in FAMILIES for route in kernel.get_routes(family=family)]
+    return [f"{each.get_attr('RTA_DST')}/{each['dst_len']}" for each in found if each["proto"] == PROTOCOL]
+
+
+def tables() -> list[str]:
+    """podwall's tables."""
+    numbers = {name: number for number, name in FAMILIES_OF_TABLES.items()}
+    with nfnetlink.connect() as sock:
+        return [
+            f"table {of.family} {of.name}"
+            for of in sorted(OWN_TABLES)
+            if nfnetlink.has(
+                sock, nfnetlink.GET_TABLE, numbers[of.family], {nfnetlink.TABLE_NAME: of.name.encode()}
+            )
+        ]
 
 
 if __name__ == "__main__":

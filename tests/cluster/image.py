@@ -26,7 +26,7 @@ PYTHON = "3.11"
 PLATFORMS = {"amd64": "x86_64", "arm64": "aarch64"}
 SCRIPT = "#!/usr/bin/python3\nimport sys\nfrom {module} import {function}\nsys.exit({function}())\n"
 SOURCES = ("pyproject.toml", "README.md", "LICENSE")
-PACKAGES = ("agent", "cni", "lab")
+PACKAGES = ("agent", "cni", "conf", "lab")
 
 
 def name() -> str:
