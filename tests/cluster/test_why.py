@@ -1,10 +1,13 @@
-"""`podwall why` asks the real API server: it names what is wrong with each connection of the example."""
+"""`podwall why` beside real packets on the real cluster: it says what becomes of each, by every way in, and
+the rules in the nodes' kernels do just what it says."""
 
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,34 +17,78 @@ import pytest
 from tests.cluster import cluster, kube, places
 from tests.cluster.ask import Question
 from tests.cluster.cluster import Settings
+from tests.cluster.console import wait_for
+from tests.cluster.places import Asker
 
 PODWALL = Path(sys.executable).parent / "podwall"
-NAMESPACE = "broken"
+NAMESPACE = "guarded"
+SERVICES = ("api", "api-local")
+ADMITTED = "203.0.113.10"
+"""An address outside that the policy names."""
+NODE_PORTS = (30016, 30017)
+SILENCE_S = 1.0
+LIMIT_S = 1.5
+ROUNDS = 7
 
-CASES = [
-    ("empty", "refused", "no-endpoints"),
-    ("misspelt", "refused", "selector-mismatch"),
-    ("wrong-name", "refused", "target-port"),
-    ("wrong-number", "refused", "target-port"),
-    ("guarded", "timeout", "ingress-denied"),
-]
+
+@pytest.fixture(scope="module", autouse=True)
+def guarded(real_cluster: Settings) -> Iterator[None]:
+    """Run the example: Services of all types for Pods that admit friends alone."""
+    with kube.running((NAMESPACE,), *kube.example("services/policy.yaml", NAMESPACE)):
+        for service in SERVICES:
+            kube.balanced_addresses(NAMESPACE, service)
+        yield
 
 
-@pytest.fixture(scope="module")
-def broken(real_cluster: Settings) -> Iterator[places.Asker]:
-    with kube.running([NAMESPACE], *kube.example("troubleshooting/broken.yaml", NAMESPACE)):
-        yield places.pod(NAMESPACE, "client")
+def command(*words: str) -> list[str | Path]:
+    return [PODWALL, "why", "--kubeconfig", cluster.kubeconfig(), "-n", NAMESPACE, "-o", "json", *words]
 
 
 def why(*words: str) -> Any:
-    command = [PODWALL, "why", "--kubeconfig", cluster.kubeconfig(), "-n", NAMESPACE, "-o", "json", *words]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, timeout=30).stdout)
+    """Return the whole answer, once the nodes' rules have followed what was applied last."""
+
+    def look() -> Any:
+        done = subprocess.run(command(*words), check=True, capture_output=True, timeout=30)
+        answer = json.loads(done.stdout)
+        return answer if all(each["agrees"] for each in answer["nodes"]) else None
+
+    return wait_for(f"the rules to follow: {' '.join(words)}", look, limit=10, every=0.5)
 
 
-@pytest.mark.parametrize(("service", "seen", "cause"), CASES, ids=[case[0] for case in CASES])
-def test_the_cause_is_named(broken: places.Asker, service: str, seen: str, cause: str) -> None:
-    address = kube.get("service", "-n", NAMESPACE, service)[0]["spec"]["clusterIP"]
+def ways() -> list[tuple[str, int]]:
+    """Return an address and port of each kind, of IPv4."""
+    found = [(kube.addresses(NAMESPACE, service)[0], 80) for service in SERVICES]
+    found += [(kube.balanced_addresses(NAMESPACE, service)[0], 80) for service in SERVICES]
+    return found + [(str(node.addresses[0]), port) for node in kube.nodes() for port in NODE_PORTS]
 
-    assert broken.one(Question(address, 80, limit=2.0)).error == seen
-    answer = why("client", f"svc/{service}:80")
-    assert (answer["allowed"], answer["cause"]) == (False, cause)
+
+@pytest.mark.parametrize("name", ["friend", "stranger", "prisoner"])
+def test_it_says_what_becomes_of_a_pods_packets(name: str) -> None:
+    asker = places.pod(NAMESPACE, name)
+    for address, port in ways():
+        seen = asker.one(Question(address, port, limit=SILENCE_S))
+        answer = why(name, f"{address}:{port}")
+
+        assert answer["allowed"] == (not seen.error), (address, port, seen, answer["sentence"])
+        assert answer["nodes"], (address, port)
+
+
+def test_it_says_what_becomes_of_packets_from_outside(outside: Asker) -> None:
+    """To the address that is answered only where a Pod is, so that the Pod sees who really asks."""
+    address = kube.balanced_addresses(NAMESPACE, "api-local")[0]
+    with places.another_address([ADMITTED]):
+        for source, admitted in ((ADMITTED, True), (str(cluster.outside_address(4)), False)):
+            seen = outside.one(Question(address, 80, source=source, limit=SILENCE_S))
+            answer = why(source, f"{address}:80")
+
+            assert (not seen.error, answer["allowed"]) == (admitted, admitted), (seen, answer["sentence"])
+            assert answer["nodes"]
+
+
+def test_it_answers_while_somebody_waits() -> None:
+    taken = []
+    for _ in range(ROUNDS):
+        begun = time.monotonic()
+        subprocess.run(command("friend", "svc/api:80"), check=True, capture_output=True, timeout=30)
+        taken.append(time.monotonic() - begun)
+    assert statistics.median(taken) < LIMIT_S, taken

@@ -1,0 +1,130 @@
+"""Connections that are broken on the real cluster, each in another way: the client meets it, and the first
+line of `podwall why` names it. The objects are those of examples/troubleshooting."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster import cluster, kube, places
+from tests.cluster.ask import Question
+from tests.cluster.cluster import Settings
+from tests.cluster.console import ClusterError, wait_for
+from tests.cluster.places import Asker
+
+PODWALL = Path(sys.executable).parent / "podwall"
+NAMESPACES = ("broken", "broken-clients")
+SILENCE_S = 2.0
+
+CASES = [
+    ("client", "empty", "refused", "has no selector, and no EndpointSlice has an address at its port 80"),
+    ("client", "misspelt", "refused", "has the labels app=wbe that Service broken/misspelt selects"),
+    (
+        "client",
+        "wrong-name",
+        "refused",
+        "to targetPort 'https', a name that no container of its Pods declares",
+    ),
+    ("client", "wrong-number", "refused", "to targetPort 8081, which no container of its Pods declares"),
+    (
+        "client",
+        "guarded",
+        "timeout",
+        "its podSelector asks for app=friend, but Pod broken/client has app=client",
+    ),
+    ("prisoner", "for-all", "timeout", "egress policy broken/database-only of Pod broken/prisoner"),
+    (
+        "broken-clients/client",
+        "for-team",
+        "timeout",
+        "its namespaceSelector asks for team=web, but namespace broken-clients has team=frontend",
+    ),
+    (
+        "client",
+        "lost",
+        "timeout",
+        "broken-clients/client-in would, but it stands in namespace broken-clients, where it selects no Pod",
+    ),
+    (
+        "client",
+        "unnamed",
+        "timeout",
+        "its port 'metrics' is a name that no container of Pod broken/unnamed declares",
+    ),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def broken(real_cluster: Settings) -> Iterator[None]:
+    """Run the examples; their Namespaces have labels that matter."""
+    objects = [
+        each
+        for file in ("broken", "policies")
+        for each in kube.example(f"troubleshooting/{file}.yaml", "broken")
+    ]
+    with kube.running(NAMESPACES, *objects):
+        kube.apply(*[each for each in objects if each["kind"] == "Namespace"])
+        yield
+
+
+def why(*words: str) -> Any:
+    """Return the whole answer, once the nodes' rules have followed what was applied last."""
+    command = [PODWALL, "why", "--kubeconfig", cluster.kubeconfig(), "-n", "broken", "-o", "json", *words]
+
+    def look() -> Any:
+        answer = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=30).stdout)
+        return answer if all(each["agrees"] for each in answer["nodes"]) else None
+
+    return wait_for(f"the rules to follow: {' '.join(words)}", look, limit=10, every=0.5)
+
+
+def asker(name: str) -> Asker:
+    """Return a Pod to ask from."""
+    namespace, _, pod = name.rpartition("/")
+    return places.pod(namespace or "broken", pod)
+
+
+@pytest.mark.parametrize(("source", "target", "seen", "said"), CASES, ids=[case[1] for case in CASES])
+def test_the_first_line_names_the_cause(source: str, target: str, seen: str, said: str) -> None:
+    address = kube.addresses("broken", target)[0]
+
+    assert asker(source).one(Question(address, 80, limit=SILENCE_S)).error == seen
+    answer = why(source, f"svc/{target}:80")
+    assert not answer["allowed"]
+    assert said in answer["sentence"]
+    assert answer["nodes"], "nobody compared it with the rules"
+
+
+def test_a_name_that_a_policy_lets_nobody_look_up() -> None:
+    """By its address the Service answers; its name is never told."""
+    address = kube.addresses("broken", "for-all")[0]
+    lookup = ["dig", "+short", "+time=1", "+tries=1", "for-all.broken.svc.cluster.local", "A"]
+
+    assert asker("nameless").one(Question(address, 80)).body == "web"
+    assert kube.execute("broken", "client", *lookup).strip() == address
+    with pytest.raises(ClusterError):
+        kube.execute("broken", "nameless", *lookup)
+    answer = why("nameless", "for-all.broken.svc.cluster.local:80")
+    assert (answer["allowed"], answer["cause"]) == (False, "dns-denied")
+    assert "broken/nameless may not ask the cluster's DNS" in answer["sentence"]
+    assert "broken/forgot-dns" in answer["sentence"]
+
+
+def test_a_node_port_closed_by_its_traffic_policy(outside: Asker) -> None:
+    there = kube.get("pod", "web", "-n", "broken")[0]["spec"]["nodeName"]
+    (port,) = kube.get("service", "local-only", "-n", "broken")[0]["spec"]["ports"]
+    client = str(cluster.outside_address(4))
+    for node in kube.nodes():
+        question = Question(str(node.addresses[0]), port["nodePort"], limit=SILENCE_S)
+        answer, said = outside.one(question), why(client, f"node/{node.name}:{port['nodePort']}")
+        if node.name == there:
+            assert (answer.body, said["allowed"]) == ("web", True)
+        else:
+            assert (answer.error, said["cause"]) == ("timeout", "traffic-policy-local")
+            assert f"externalTrafficPolicy: Local and no ready endpoint on {node.name}" in said["sentence"]
