@@ -9,7 +9,6 @@ export HOME=/root LC_ALL=C.UTF-8 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/
 for port in /dev/ttyS1 /dev/ttyS2; do stty -F "$port" raw -echo; done
 exec </dev/null >/dev/ttyS1 2>&1
 
-mount -t tmpfs tmpfs /tmp
 hostname podwall-vm
 ip link set lo up
 # sctp before nf_conntrack: a kernel that has both. The nft modules come when a table asks for them, except
