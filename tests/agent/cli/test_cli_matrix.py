@@ -62,7 +62,7 @@ def test_the_table(files: Path) -> None:
         "waits   no         yes",
         "web     yes        .",
         "",
-        "given made-up addresses, so that an ipBlock may be misjudged: shop/waits",
+        "addresses made up: 1, so that an ipBlock may be misjudged",
         "without such a port, so no column (--port PORT asks for one): shop/tool, shop/waits",
     ]
 
