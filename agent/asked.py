@@ -111,7 +111,8 @@ def denied_json(denied: Denied) -> dict[str, Any]:
 def flow_json(flow: Flow, named: Callable[[IPAddress], str]) -> dict[str, Any]:
     """One flow by its real ends; `asked` is what the first packet was sent to, where that is another.
 
-    seen_source: whom the destination sees, where the source was masqueraded.
+    seen_source: whom the destination sees, where the source was masqueraded. closed: a TCP connection that is
+    over, though its entry is still there.
     """
     asked, seen = flow.original.destination, flow.reply.destination
     return {
@@ -122,6 +123,7 @@ def flow_json(flow: Flow, named: Callable[[IPAddress], str]) -> dict[str, Any]:
         "seen_source": _end(seen, named) if seen != flow.source else None,
         "icmp": list(flow.icmp) if flow.icmp else None,
         "status": int(flow.status),
+        "closed": flow.closed,
     }
 
 

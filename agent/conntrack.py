@@ -47,7 +47,7 @@ from msgspec import Struct
 
 from agent import nfnetlink
 from agent.cluster.model import IPAddress
-from agent.nft.model import CtStatus
+from agent.nft.model import CtStatus, Proto
 from agent.pods.rtnetlink import attribute, attributes
 
 T = TypeVar("T")
@@ -90,6 +90,15 @@ class Flow(Struct, frozen=True, kw_only=True, gc=False):
     zone: int = 0
     id: int = 0
     key: bytes = b""
+    protocol_info: bytes = b""
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is a TCP connection that is over: both ends closed it, or one reset it."""
+        if self.protocol != Proto.TCP:
+            return False
+        state = attributes(attributes(self.protocol_info).get(_INFO_TCP, b"")).get(_INFO_TCP_STATE, b"")
+        return _number(state) in _CLOSED
 
     @property
     def source(self) -> Endpoint:
@@ -180,6 +189,8 @@ _BATCH = 256  # requests in one send; each may be answered by an error of 36 byt
 _TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _MARK, _ID, _ZONE = 1, 2, 3, 8, 12, 18
 _STATUS_MASK = 26
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
+_PROTOCOL_INFO, _INFO_TCP, _INFO_TCP_STATE = 4, 1, 1
+_CLOSED = frozenset({6, 7, 8})  # LAST_ACK, TIME_WAIT, CLOSE: linux/netfilter/nf_conntrack_tcp.h
 _UNANSWERED = attribute(_STATUS, struct.pack("!I", 0)) + attribute(
     _STATUS_MASK, struct.pack("!I", CtStatus.SEEN_REPLY)
 )
@@ -417,6 +428,7 @@ def _flow(
         zone=_number(values.get(_ZONE)),
         id=_number(values.get(_ID)),
         key=key,
+        protocol_info=values.get(_PROTOCOL_INFO, b""),
     )
 
 

@@ -191,7 +191,7 @@ def _flows(asked: Asked) -> tuple[list[LiveFlow], list[str]]:
         if isinstance(answer, Silent):
             complaints.append(f"live connections of node {node} are not known: {answer.why}")
             continue
-        found += (_flow(node, each) for each in answer["flows"])
+        found += (_flow(node, each) for each in answer["flows"] if not each.get("closed"))
         if (left := answer["total"] - len(answer["flows"])) > 0:
             complaints.append(f"node {node} has {left} connections more than it could tell")
     return found, complaints

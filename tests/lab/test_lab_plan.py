@@ -161,21 +161,28 @@ FRIENDS = [{"podSelector": {"matchLabels": {"role": "friend"}}}]
 NARROW = {
     "ingress": policy("shop/server", podSelector=OF_SERVER, ingress=[{"from": FRIENDS}]),
     "egress": policy("away/shut", policyTypes=["Egress"], egress=[{"ports": [{"protocol": "UDP"}]}]),
-    "another port": policy("shop/server", podSelector=OF_SERVER, ingress=[{"ports": [{"port": PORT + 1}]}]),
+    "another port": policy(
+        "shop/server", podSelector=OF_SERVER, ingress=[{"ports": [{"port": PORT + 1}, {"protocol": "UDP"}]}]
+    ),
 }
 
 
 @pytest.mark.parametrize("name", NARROW)
 def test_the_live_flows_that_end(lab: Lab, tmp_path: Path, name: str) -> None:
     lab.apply(BASE, prune=True)
-    live = dict(_connected(lab))
+    over = dict(_connected(lab, [socket.SOCK_STREAM]))
+    for each in over.values():
+        each.close()
+    live = dict(_connected(lab, [socket.SOCK_STREAM, socket.SOCK_DGRAM]))
     _until(lambda: live.keys() <= _known(lab).keys(), "the agents do not know all flows")
+    _until(lambda: not over.keys() & _known(lab).keys(), "a connection that is closed is told as live")
     objects, commits = lab.objects(), _commits(lab)
     audited = {**NARROW[name], "metadata": {**NARROW[name]["metadata"], "annotations": AUDIT}}
 
     said = planned(tmp_path, [NARROW[name]], [])
-    told = {_source(each): each["node"] for each in said["connections"]}
+    told = {_source(each): each["node"] for each in said["connections"] if _source(each) in live}
     assert told.keys() < live.keys(), "some end, not all"
+    assert not over.keys() & {_source(each) for each in said["connections"]}
     assert planned(tmp_path, [audited], [])["connections"] == []
     assert (lab.objects(), _commits(lab)) == (objects, commits), "a rehearsal touches nothing"
 
@@ -189,12 +196,12 @@ def test_the_live_flows_that_end(lab: Lab, tmp_path: Path, name: str) -> None:
 AUDIT = {"podwall.dev/mode": "audit"}
 
 
-def _connected(lab: Lab) -> Iterator[tuple[tuple[str, int], socket.socket]]:
-    """A TCP and a UDP flow of every client to every server in each family, by their own ends."""
+def _connected(lab: Lab, kinds: Iterable[int]) -> Iterator[tuple[tuple[str, int], socket.socket]]:
+    """A flow of each kind of every client to every server in each family, by their own ends."""
     for client in CLIENTS:
         for server in SERVERS:
             for version, family in ((4, socket.AF_INET), (6, socket.AF_INET6)):
-                for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+                for kind in kinds:
                     opened = lab.socket(client, family, kind)
                     opened.settimeout(LIMIT)
                     opened.connect((str(lab.pod(server).address(version)), PORT))
@@ -219,11 +226,12 @@ def _asked(lab: Lab, node: str, what: str) -> Any:
 
 
 def _known(lab: Lab) -> Mapping[tuple[str, int], set[str]]:
-    """The nodes that know a flow, by its source."""
+    """The nodes that know a live flow, by its source."""
     found: dict[tuple[str, int], set[str]] = defaultdict(set)
     for node in ("node1", "node2"):
         for each in _asked(lab, node, "flows")["flows"]:
-            found[_source(each)].add(node)
+            if not each["closed"]:
+                found[_source(each)].add(node)
     return found
 
 
