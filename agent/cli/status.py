@@ -154,15 +154,13 @@ class _Row:
         return "" if ms is None else f"{ms:.0f}ms"
 
     def policies(self) -> str:
-        """How many policies select its Pods, and how many wait."""
+        """How many policies select its Pods, how many wait, and how many are in audit mode."""
         states = self.get("status", "policies")
         if states is None:
             return ""
-        return (
-            f"{states['selecting']} ({states['waiting']} wait)"
-            if states["waiting"]
-            else str(states["selecting"])
-        )
+        words = {"waiting": "wait", "audit": "audit"}
+        notes = [f"{states[what]} {word}" for what, word in words.items() if states.get(what)]
+        return str(states["selecting"]) + (f" ({', '.join(notes)})" if notes else "")
 
 
 COLUMNS: tuple[Column[_Row], ...] = (
