@@ -15,15 +15,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 from urllib.parse import urlencode
 
 import click
 
 from agent.cli.ask import ask
-from agent.cluster.client import ApiClient
 from agent.cluster.errors import ApiError
-from agent.cluster.execute import Execution
+
+if TYPE_CHECKING:  # a lab needs none of it
+    from agent.cluster.client import ApiClient
 
 SELECTOR = "app.kubernetes.io/name=podwall"
 CONTAINER = "agent"
@@ -134,6 +135,8 @@ class RelayLine:
 
     def __init__(self, client: ApiClient, namespace: str, pod: str) -> None:
         """Raises ApiError."""
+        from agent.cluster.execute import Execution  # noqa: PLC0415 - it brings the API client with it
+
         self._execution = Execution(
             client, namespace, pod, container=CONTAINER, command=RELAY, limit_s=LIMIT_S
         )
