@@ -207,6 +207,8 @@ def _remarks(node: str, health: Health) -> Iterator[str]:
         yield f"{node}: what the cluster has by now takes {lag / 1000:.1f} s to be known"
     if (services := status["services"]) and services["state"] == "off":
         yield f"{node}: podwall serves no Services: {services['why']}"
+    if (balancer := status.get("load_balancer")) and balancer["silent_because"]:
+        yield f"{node}: it answers for no LoadBalancer address: {balancer['silent_because']}"
     for each in health["features"].get("features", ()):
         if not each["there"] and not each["matters"]:
             yield f"{node}: the kernel has no {each['name']}; where that is needed: {each['without']}"

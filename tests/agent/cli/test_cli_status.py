@@ -257,6 +257,10 @@ REMARKED: Mapping[str, tuple[Spoil, str]] = {
         set_in("status", "services", to={"state": "off", "why": "kube-proxy's rules are there"}),
         "node2: podwall serves no Services: kube-proxy's rules are there",
     ),
+    "no LoadBalancer addresses": (
+        set_in("status", "load_balancer", to={"silent_because": "there is no uplink"}),
+        "node2: it answers for no LoadBalancer address: there is no uplink",
+    ),
     "a feature that nothing needs": (
         set_in("features", "features", to=[feature("VXLAN", there=False, matters=False)]),
         "node2: the kernel has no VXLAN; where that is needed: nothing works",
