@@ -2,8 +2,9 @@
 
     podwall why client svc/guarded:80 --start--> objects, agents, the kernels' rules --> printed
 
-The real command as a process of its own, each question in turn; its CPU time hardly depends on what
-else runs. The lab has two nodes and the objects of examples/troubleshooting. On a cluster it asks about that example as well, which has to be applied there.
+The real command as a process of its own, each question in turn; its CPU time hardly depends on what else
+runs. The lab has two nodes and the objects of examples/troubleshooting. On a cluster it asks about that
+example as well, which has to be applied there.
 
     .venv/bin/python bench/why.py [--rounds 15]
     .venv/bin/python bench/why.py --kubeconfig FILE [--rounds 15]
