@@ -32,7 +32,7 @@ from agent.explain.way import why
 from agent.explain.world import End, UnknownNameError, World, addresses_of, node_of, title
 from agent.log import printable
 
-MOST_NODES = 16
+MOST_NODES, MOST_ENDS = 16, 8
 SEND_S, WAIT_S = 1.5, 30.0
 MOST_SEND_S = 6.0
 SETTLE_S = 0.3  # from the packet to the last node's account of it
@@ -100,7 +100,8 @@ def trace(asked: Asked, source: str, target: str, output: str, **options: Any) -
                 following.wait(options["timeout"] or WAIT_S)
             else:
                 verdict, words = following.send(min(options["timeout"] or SEND_S, MOST_SEND_S))
-            found = account(Names(world), following.heard, verdict, words)
+            to = str(flow.target), flow.port
+            found = account(Names(world), following.heard, to, verdict, words)
         except SilentError as error:
             raise Unreachable(printable(str(error))) from error
         except KeyboardInterrupt:
@@ -180,12 +181,13 @@ class Following:
         sport: int | None = None
         source = str(flow.address)
         if first:
-            body = _sending(flow) if not waits else _matching(flow, source, None, first=True)
+            body = _sending(flow) if not waits else {"matches": [_to(flow, source)]}
             answer = self.agents.ask(first, "trace.open", body)
             self._opened(first, answer)
             self._sender = first
             sport, source = answer.get("sport"), answer.get("source", source)
-        bodies = {node: _matching(flow, source, sport, first=False) for node in others}
+        hiding = self._hiding(flow, others)
+        bodies = {node: _matching(flow, source, sport, hiding) for node in others}
         for node, answer in self.agents.ask_each("trace.open", bodies).items():
             if isinstance(answer, Silent):
                 self.notes.append(f"{node} was not asked: {answer.why}")
@@ -233,6 +235,14 @@ class Following:
             if answer["lost"]:
                 self.notes.append(f"{node}: the kernel had to drop a part of its account")
 
+    def _hiding(self, flow: Flow, nodes: Sequence[str]) -> Sequence[str]:
+        """The addresses that may take the client's place on the way: those of the nodes it comes in by."""
+        entry = node_of(self.world.at(flow.target)) if node_of(flow.source) else ""
+        known = self.world.snapshot.nodes
+        found = [known[node] for node in nodes if node in known and entry in ("", node)]
+        version = flow.target.version
+        return [str(ip) for node in found for ip in node.internal_ips if ip.version == version]
+
     def _nodes(self, flow: Flow, *, waits: bool) -> Sequence[str]:
         """The nodes that the packet may come by."""
         world = self.world
@@ -258,16 +268,18 @@ def _sending(flow: Flow) -> dict[str, Any]:
     }
 
 
-def _matching(flow: Flow, source: str, sport: int | None, *, first: bool) -> dict[str, Any]:
-    """The packet as other nodes meet it: translated, and masqueraded where it came from outside."""
+def _matching(flow: Flow, source: str, sport: int | None, hiding: Sequence[str]) -> dict[str, Any]:
+    """The packet as other nodes meet it: to what was asked or to an endpoint, maybe from a node's address."""
     match = {"protocol": flow.protocol, "source": source}
+    ends = [{"destination": str(address), "dport": port} for address, port in flow.ends[:MOST_ENDS]]
+    hidden = [{"protocol": flow.protocol, "source": node, **end} for node in hiding for end in ends]
     if sport is not None:
-        return {"matches": [{**match, "sport": sport}]}
-    asked = {"destination": str(flow.target), "dport": flow.port}
-    if first:
-        return {"matches": [{**match, **asked}]}
-    ends = [{"destination": str(address), "dport": port} for address, port in flow.ends]
-    return {"matches": [{**match, **to} for to in (asked, *ends)]}
+        return {"matches": [{**match, "sport": sport}, *hidden]}
+    return {"matches": [_to(flow, source), *({**match, **end} for end in ends), *hidden]}
+
+
+def _to(flow: Flow, source: str) -> dict[str, Any]:
+    return {"protocol": flow.protocol, "source": source, "destination": str(flow.target), "dport": flow.port}
 
 
 # What is told

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 from agent.cluster.model import Direction, Family, IPAddress, Protocol, Service
 from agent.compile.endpoints import candidates
-from agent.explain.policy import Judgement, Packet, RuleView, judge
-from agent.explain.words import rule_in_words
+from agent.explain.near import miss, nearest
+from agent.explain.policy import Judgement, Packet, judge
 from agent.explain.world import World, service_addresses
 
 ANSWERED = 1 << 1  # of connection tracking's status: packets were seen both ways
@@ -396,23 +396,15 @@ class Names:
         judgement = judge(self.world, direction, packet)
         if judgement.allowed:
             return "as the objects are now it would be allowed"
-        return nearest_in_words(judgement)
+        return nearest_in_words(self.world, judgement, packet)
 
 
-def nearest_in_words(of: Judgement) -> str:
+def nearest_in_words(world: World, of: Judgement, packet: Packet) -> str:
     """The rule that comes nearest to admitting a packet, and what of it does not fit; "" without rules."""
-    near = min(of.rules, key=_distance, default=None)
-    if near is None:
+    near = nearest(of)
+    if not near:
         return ""
-    name = f"{'/'.join(near.policy.key)} {near.field}"
-    missing = "the port does not fit" if near.peer_fits else "the peer does not fit"
-    if not (near.peer_fits or near.port_fits):
-        missing = "neither fits"
-    return f"nearest is {name} ({rule_in_words(near.rule, near.direction)}): {missing}"
-
-
-def _distance(rule: RuleView) -> int:
-    return -(rule.peer_fits + rule.port_fits)
+    return f"nearest is {'/'.join(near[0].policy.key)} {near[0].field}: {miss(world, near[0], packet)}"
 
 
 def _ip(text: str) -> IPAddress:

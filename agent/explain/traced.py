@@ -20,8 +20,7 @@ from typing import Any
 
 from agent.cluster.model import Direction, Protocol
 from agent.compile.names import ARP_TABLE, DEVICE_PREFIX, LINK_PREFIX, SERVICES_TABLE, TABLE
-from agent.explain.near import miss, nearest
-from agent.explain.observed import End, Names
+from agent.explain.observed import End, Names, nearest_in_words
 from agent.explain.policy import Packet, judge
 
 MARKING = "podwall_trace_"  # the tables that mark the packets
@@ -55,7 +54,7 @@ class Visit:
     """What one packet met on one node: the kernel's messages, of one id."""
 
     node: str
-    steps: Sequence[Mapping[str, Any]]
+    steps: list[Mapping[str, Any]]
     told: list[Told] = field(default_factory=list)
     dropped: Told | None = None
     to_pod: str = ""
@@ -84,50 +83,77 @@ class Account:
     steps: tuple[Told, ...]
 
 
-def first_visits(heard: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Visit]:
-    """The first packet that each node heard of, in the order of its way: what leaves one enters the next."""
-    visits = []
-    for node, steps in heard.items():
-        whole = [each for each in steps if each["id"]]
-        first = next((each["id"] for each in whole if each["packet"]), None)
-        if first is not None:
-            visits.append(Visit(node, [each for each in whole if each["id"] == first]))
-    ordered = visits[:1]
-    rest = visits[1:]
-    while rest:
-        here = ordered[-1].last
-        following = next((each for each in rest if _same_target(each.arrived, here)), rest[0])
-        rest.remove(following)
-        ordered.append(following)
-    return ordered
+def way(
+    names: Names, heard: Mapping[str, Sequence[Mapping[str, Any]]], asked: tuple[str, int]
+) -> list[Visit]:
+    """What the first packet to an address and port met on each node, in the order of its way."""
+    packets = {node: list(_packets(node, steps)) for node, steps in heard.items()}
+    begun = [visit for of in packets.values() for visit in of if _target(visit.arrived) == asked]
+    visits = begun[:1]
+    while visits:
+        here = visits[-1]
+        node = names.world.snapshot.nodes.get(here.node)
+        sources = {here.last["source"], *(map(str, node.internal_ips) if node else ())}
+        passed = {visit.node for visit in visits}
+        following = (
+            visit
+            for node_name, of in packets.items()
+            for visit in of
+            if node_name not in passed
+            and _target(visit.arrived) == _target(here.last)
+            and visit.arrived["source"] in sources
+        )
+        found = next(following, None)
+        if found is None:
+            break
+        visits.append(found)
+    return visits
+
+
+def _packets(node: str, steps: Sequence[Mapping[str, Any]]) -> Iterator[Visit]:
+    """Each packet on one node; the kernel gives an id again when a packet is gone."""
+    current: dict[str, Visit] = {}
+    for each in steps:
+        if each["packet"] and each["table"].startswith(MARKING):
+            begun = Visit(node, [each])
+            if before := current.get(each["id"]):
+                yield before
+            current[each["id"]] = begun
+        elif each["id"] in current:
+            current[each["id"]].steps.append(each)
+    yield from current.values()
 
 
 def account(
-    names: Names, heard: Mapping[str, Sequence[Mapping[str, Any]]], verdict: str, words: str = ""
+    names: Names,
+    heard: Mapping[str, Sequence[Mapping[str, Any]]],
+    asked: tuple[str, int],
+    verdict: str = "",
+    words: str = "",
 ) -> Account:
-    """How the packet fared; `heard` begins with the source's node, verdict is what the client saw, or ""."""
-    visits = first_visits(heard)
+    """How the packet to an address and port fared; verdict is what the client saw, "" when nobody knows."""
+    visits = way(names, heard, asked)
     for number, visit in enumerate(visits):
         _tell(names, visit, first=number == 0)
     steps = tuple(told for visit in visits for told in visit.told)
-    cause, sentence = _outcome(names, visits, verdict, words, set(heard))
+    cause, sentence = _outcome(names, visits, verdict, set(heard))
+    if not visits and words:
+        sentence = f"{sentence}: {words}"
     return Account(cause, sentence, steps)
 
 
-def _outcome(
-    names: Names, visits: Sequence[Visit], verdict: str, words: str, asked: set[str]
-) -> tuple[str, str]:
+def _outcome(names: Names, visits: Sequence[Visit], verdict: str, nodes: set[str]) -> tuple[str, str]:
     if not visits:
-        return "unseen", "no packet was seen on the nodes that were asked" + (f": {words}" if words else "")
+        return "unseen", "no packet was seen on the nodes that were asked"
     dropped = next((visit.dropped for visit in visits if visit.dropped), None)
     if dropped is not None:
         return ("denied" if dropped.stage in ("egress", "ingress") else "dropped"), (
             f"{dropped.text} (on {dropped.node})"
         )
-    return _undropped(names, visits[-1], verdict, asked)
+    return _undropped(names, visits[-1], verdict, nodes)
 
 
-def _undropped(names: Names, last: Visit, verdict: str, asked: set[str]) -> tuple[str, str]:
+def _undropped(names: Names, last: Visit, verdict: str, nodes: set[str]) -> tuple[str, str]:
     """How it fared where no rule dropped it."""
     end = _end(names, last.last, "destination")
     where = f"handed to Pod {last.to_pod}" if last.to_pod else f"left {last.node} by {last.left_by}"
@@ -150,13 +176,13 @@ def _undropped(names: Names, last: Visit, verdict: str, asked: set[str]) -> tupl
         case _ if there:
             cause, said = "silent", f"no answer: {where}, but nothing came back: does it listen at {end}?"
         case _ if last.left_by:
-            said = _lost(names, last, end, asked)
+            said = _lost(names, last, end, nodes)
     return cause, said
 
 
-def _lost(names: Names, last: Visit, end: End, asked: set[str]) -> str:
+def _lost(names: Names, last: Visit, end: End, nodes: set[str]) -> str:
     node = _node_of(names, last.last["destination"])
-    if node and node in asked and node != last.node:
+    if node and node in nodes and node != last.node:
         return (
             f"lost between {last.node} and {node}: it left {last.node} by {last.left_by} and never came to "
             f"{node}'s rules; look at the network between the nodes (security groups, MTU, routes)"
@@ -268,6 +294,9 @@ class _Said:
 
     def departure(self, packet: Mapping[str, Any]) -> None:
         to = _end(self._names, packet, "destination")
+        arrived = next(each["in"] for each in self._visit.steps if each["packet"])
+        if _is_pod_link(self._out) and not arrived and "ingress" not in self._asked:
+            self._say("ingress", True, "what a node sends to its own Pods is not asked for policies")
         if self._visit.here and not self._out:
             self._say("delivery", True, "it is the node's own: delivered here")
         elif _is_pod_link(self._out):
@@ -320,14 +349,8 @@ class _Said:
         )
         way: Direction = "Egress" if direction == "egress" else "Ingress"
         judgement = judge(self._names.world, way, asked)
-        near = nearest(judgement)
-        if near and not judgement.allowed:
-            rule = near[0]
-            text += (
-                f"; nearest is {'/'.join(rule.policy.key)} {rule.field}: "
-                f"{miss(self._names.world, rule, asked)}"
-            )
-        return direction, text
+        near = "" if judgement.allowed else nearest_in_words(self._names.world, judgement, asked)
+        return direction, f"{text}; {near}" if near else text
 
     def _pod_of(self, direction: str, packet: Mapping[str, Any]) -> str:
         end = _end(self._names, packet, "source" if direction == "egress" else "destination")
@@ -364,10 +387,6 @@ def _node_of(names: Names, address: str) -> str:
 
 def _target(packet: Mapping[str, Any]) -> tuple[str, int]:
     return packet["destination"], packet["dport"]
-
-
-def _same_target(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return _target(one) == _target(other)
 
 
 def _is_pod_link(name: str) -> bool:

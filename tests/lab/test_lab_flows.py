@@ -131,7 +131,7 @@ def test_filters_leave_exactly_theirs(shop: Lab) -> None:
     stranger = listed("--pod", "shop/stranger")
     assert {told(event)[1] for event in stranger} == {"shop/stranger"}
     assert {event["direction"] for event in stranger} == {"ingress"}
-    assert "the peer does not fit" in stranger[0]["reason"]
+    assert "nearest is shop/web-only spec.ingress[0]" in stranger[0]["reason"]
     services = listed("-n", "shop", "--service", "open")
     assert {told(event)[4] for event in services} == {"shop/open"}
     assert not listed("--denied", "--since", "0s")
