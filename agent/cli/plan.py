@@ -16,10 +16,11 @@ from agent.cli.cluster import Asked, cluster_options_from
 from agent.cli.output import NEGATIVE, Coloured, Column, Line, output_option, show, table
 from agent.cluster.decode import DecodeError, decode
 from agent.cluster.manifests import load
-from agent.cluster.model import KINDS, Endpoints, Kind, Object
+from agent.cluster.model import KINDS, Kind, Object, Pod
+from agent.cluster.store import Snapshot
 from agent.explain.ends import workload_of
-from agent.explain.imagined import with_addresses
-from agent.explain.overlay import Place, enforced, laid_over
+from agent.explain.imagined import with_addresses, with_pods
+from agent.explain.overlay import Place, enforced, laid_over, rolled_out
 from agent.explain.plan import Backing, Cut, LiveFlow, Plan, Row, plan
 from agent.explain.reach import EVERYWHERE, Group, takes_part
 from agent.explain.spans import in_words, pieces
@@ -30,6 +31,7 @@ MOST_NAMED = 4
 MOST_CUT = 20  # connections that are told one by one; -o wide has all
 COLOURS = {"closes": "red", "opens": "green"}
 CLUSTER_SCOPED = ("Node", "Namespace")
+WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job", "CronJob")
 _WORDS: dict[Kind, tuple[str, ...]] = {
     "NetworkPolicy": ("networkpolicy", "networkpolicies", "netpol"),
     "Namespace": ("namespace", "namespaces", "ns"),
@@ -71,9 +73,9 @@ def plan_command(
     """Rehearse a change: say what it would open, close and cut, and touch nothing.
 
     The objects of -f are laid over those that there are, as `kubectl apply` would: NetworkPolicies,
-    Namespaces and Pods with other labels, Services. Those of --delete are taken away. It says what each
-    policy means, which ways open and close on which ports, which Services get other endpoints, and which live
-    connections would end.
+    Namespaces, Pods and workloads with other labels, Services. Those of --delete are taken away. It says what
+    each policy means, which ways open and close on which ports, which Services get other endpoints, and
+    which live connections would end.
 
     \b
     podwall plan -f deny.yaml                        what would default-deny close?
@@ -95,48 +97,55 @@ def plan_command(
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """What the command line says would change; notes are about what is left out of it."""
+    """What the command line says would change; workloads as they are written, notes on what is left out."""
 
     objects: tuple[Object, ...]
+    workloads: tuple[Mapping[str, Any], ...]
     gone: tuple[Place, ...]
     notes: tuple[str, ...]
 
     @classmethod
     def read(cls, files: Iterable[Path], gone: Iterable[str], namespace: str) -> _Change:
         """Raises UsageError, naming the file or the argument."""
-        notes: list[str] = []
-        objects = tuple(_objects(files, namespace, notes))
+        documents = _documents(files, namespace)
+        read = frozenset[object](KINDS)
+        objects = tuple(_decoded(place, body) for place, body in documents if body.get("kind") in read)
+        workloads = tuple(body for _, body in documents if body.get("kind") in WORKLOADS)
+        notes = tuple(
+            f"{place}: {body.get('kind')} is not looked at"
+            for place, body in documents
+            if body.get("kind") not in (*read, *WORKLOADS)
+        )
         places: list[Place] = []
         for text in gone:
-            path = Path(text)
-            if path.exists():
-                places += [_place(item) for item in _objects([path], namespace, notes)]
+            if Path(text).exists():
+                found = (each for each in _documents([Path(text)], namespace) if each[1].get("kind") in read)
+                places += [_place(_decoded(*each)) for each in found]
             else:
                 places.append(_named(text, namespace))
-        return cls(objects, tuple(places), tuple(notes))
+        return cls(objects, workloads, tuple(places), notes)
 
 
-def _objects(files: Iterable[Path], namespace: str, notes: list[str]) -> Iterator[Object]:
-    """The objects that rules are made of; without a namespace they are of the one that is asked."""
+def _documents(files: Iterable[Path], namespace: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """What is written, and where; without a namespace it is of the one that is asked. Raises UsageError."""
     found = load(files)
     if found.errors:
         raise click.UsageError(printable("\n".join(map(str, found.errors))))
-    for document in found.documents:
-        if document.kind not in (*KINDS, "Endpoints"):
-            notes.append(f"{document.place}: {document.kind} is not looked at, nor what it would make")
-            continue
-        body = dict(document.body)
-        meta = dict(body.get("metadata") or {})
-        if document.kind not in CLUSTER_SCOPED:
-            meta["namespace"] = meta.get("namespace") or namespace
-        try:
-            item = decode(cast("Kind", document.kind), {**body, "metadata": meta})
-        except DecodeError as error:
-            raise click.UsageError(printable(f"{document.place}: {error}")) from error
-        if isinstance(item, Endpoints):
-            notes.append(f"{document.place}: Endpoints are not looked at")
-        else:
-            yield item
+    return [(str(each.place), _in_namespace(each.body, namespace)) for each in found.documents]
+
+
+def _in_namespace(body: Mapping[str, Any], namespace: str) -> Mapping[str, Any]:
+    meta = body.get("metadata")
+    if body.get("kind") in CLUSTER_SCOPED or not isinstance(meta, Mapping) or meta.get("namespace"):
+        return body
+    return {**body, "metadata": {**meta, "namespace": namespace}}
+
+
+def _decoded(place: str, body: Mapping[str, Any]) -> Object:
+    try:
+        return cast("Object", decode(body["kind"], body))
+    except DecodeError as error:
+        raise click.UsageError(printable(f"{place}: {error}")) from error
 
 
 def _place(of: Object) -> Place:
@@ -156,22 +165,41 @@ def _named(text: str, namespace: str) -> Place:
 
 
 def _rehearse(asked: Asked, change: _Change, *, enforce_audit: bool, ask_flows: bool) -> _Made:
-    snapshot, imagined = with_addresses(asked.snapshot())
-    objects = change.objects
+    snapshot, notes = _present(asked)
+    rolled = rolled_out(snapshot, change.workloads)
+    objects = (*change.objects, *rolled)
     if enforce_audit:
         objects += enforced(laid_over(snapshot, objects, change.gone).snapshot)
     laid = laid_over(snapshot, objects, change.gone)
-    notes = [*change.notes]
+    notes += change.notes
+    notes += [
+        f"{workload} rolls out: its Pods are replaced, and their connections end"
+        for workload in _made_by(rolled)
+    ]
     notes += [f"{kind} {_path(key)} is not there, so it cannot be deleted" for kind, key in laid.missing]
     notes += [f"namespace {name} is not there: apply would fail" for name in laid.unsaid]
-    if imagined:
-        notes.append(
-            f"{len(imagined)} Pods have no address yet: rules with an ipBlock cannot be judged of them"
-        )
     flows, complaints = _flows(asked) if asked.live and ask_flows else ([], [])
     before, after = World(snapshot), World(laid.snapshot)
     found = plan(before, after, laid.changed, flows)
     return _Made(found, after, len(flows), asked.live and ask_flows, (*notes, *complaints))
+
+
+def _present(asked: Asked) -> tuple[Snapshot, list[str]]:
+    """The cluster as it is, and what is said of it; what manifests leave open is imagined."""
+    snapshot, notes = asked.snapshot(), []
+    if not asked.live:
+        snapshot, made = with_pods(snapshot, (each.body for each in load(asked.files).documents))
+        if made:
+            notes.append(f"{len(made)} Pods are as their workloads' templates describe them")
+    snapshot, given = with_addresses(snapshot)
+    if given:
+        notes.append(f"{len(given)} Pods have no address yet: what an ipBlock says of them is not known")
+    return snapshot, notes
+
+
+def _made_by(pods: Iterable[Pod]) -> list[str]:
+    made = {workload_of(pod) for pod in pods}
+    return sorted(f"{of.kind} {of.namespace}/{of.name}" for of in made)
 
 
 def _path(key: object) -> str:

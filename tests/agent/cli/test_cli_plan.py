@@ -135,13 +135,13 @@ def test_a_file_that_cannot_be_read_changes_nothing(files: Any, tmp_path: Path) 
 
 
 def test_what_it_does_not_look_at_and_cannot_use_is_said(files: Any) -> None:
-    deployment = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}}
+    unknown = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "web"}}
     bad = policy("gone/api", ingress=[{"from": [{"ipBlock": {"cidr": "10.0.0.0/33"}}]}])
-    path = files("change", deployment, bad)
+    path = files("change", unknown, bad)
     lines = run("-f", path, "--from", files("cluster", *CLUSTER)).stdout.splitlines()
     assert any(line.startswith("not usable: NetworkPolicy gone/api: spec.ingress[0]") for line in lines)
     assert [line for line in lines if line.startswith("note: ")] == [
-        f"note: {path}, document 1 (line 1): Deployment is not looked at, nor what it would make",
+        f"note: {path}, document 1 (line 1): ConfigMap is not looked at",
         "note: namespace gone is not there: apply would fail",
     ]
 
@@ -151,3 +151,19 @@ def test_names_cannot_write_to_the_terminal(files: Any) -> None:
     hostile["metadata"]["labels"] = {"app": "\x1b[31mapi"}
     done = run("-f", files("change", hostile), "--from", files("cluster", *CLUSTER))
     assert "\x1b" not in done.stdout
+
+
+def test_a_workload_with_other_labels(files: Any) -> None:
+    def deployment(app: str) -> dict[str, Any]:
+        template = {"metadata": {"labels": {"app": app}}, "spec": {"containers": [{"name": "main"}]}}
+        meta = {"namespace": "shop", "name": "web"}
+        spec = {"replicas": 2, "selector": {"matchLabels": {"app": app}}, "template": template}
+        return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": meta, "spec": spec}
+
+    others = [NODE, namespace("shop"), pod("shop/api", "10.244.0.2", ports=[("http", 8080)], app="api"), DENY]
+    lines = run(
+        "-f", files("other", deployment("front")), "--from", files("cluster", *others, deployment("web"))
+    ).stdout.splitlines()
+    assert lines[0] == "It closes ways of 2 pairs."
+    assert "closes   shop/web (2)   shop/api   TCP 8080   TCP 8080" in lines
+    assert "note: Deployment shop/web rolls out: its Pods are replaced, and their connections end" in lines
