@@ -41,7 +41,11 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--from", "sources", multiple=True, metavar="NAME", help="Only these rows; several times.")
 @click.option("--to", "targets", multiple=True, metavar="NAME[:PORT]", help="Only these columns.")
 @click.option("--port", metavar="PORT", help="This port of every target, instead of those they declare.")
-@click.option("--protocol", type=click.Choice(list(PROTOCOL_NAMES), case_sensitive=False))
+@click.option(
+    "--protocol",
+    type=click.Choice(list(PROTOCOL_NAMES), case_sensitive=False),
+    help="Only its ports; of --port NUMBER it is tcp unless said.",
+)
 @click.option("--probe", is_flag=True, help="Also connect, from inside of the Pods, and compare.")
 @click.option("--expect", type=FILE, metavar="FILE", help="Hold what this file expects against it.")
 @click.option("--picture", type=FILE, metavar="FILE", help="Also draw it, as SVG.")

@@ -8,11 +8,14 @@ the reason.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
+
+import click
 
 from agent.cli.agents import MOST_AT_ONCE, Agents, SilentError
 from agent.cli.cluster import Asked
@@ -20,7 +23,7 @@ from agent.cluster.model import Pod
 from agent.explain.matrix import Column, Matrix, Way
 from agent.explain.seen import Attempt, Observed, Seen, attempt, differs
 
-PER_QUESTION = 1000
+PER_QUESTION = 2000
 PAUSE_S = 1.0
 
 Wanted: TypeAlias = tuple[Pod, Attempt]
@@ -34,6 +37,8 @@ def tried(asked: Asked, matrices: Iterable[Matrix]) -> Observed:
     ways: list[tuple[Pod, Column, Way]] = [
         (source, column, way) for each in matrices for source, column, cell in each.cells() for way in cell
     ]
+    if len(ways) > PER_QUESTION and sys.stderr.isatty():
+        click.echo(f"connecting: {len(ways)} connections", err=True)
     with asked.agents() as agents:
         seen = dict(observe(agents, ((way[0], attempt(*way)) for way in ways)))
         again = [way for way in ways if differs(way[1], way[2], seen[attempt(*way)])]
