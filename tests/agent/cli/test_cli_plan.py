@@ -165,5 +165,5 @@ def test_a_workload_with_other_labels(files: Any) -> None:
         "-f", files("other", deployment("front")), "--from", files("cluster", *others, deployment("web"))
     ).stdout.splitlines()
     assert lines[0] == "It closes ways of 2 pairs."
-    assert "closes   shop/web (2)   shop/api   TCP 8080   TCP 8080" in lines
+    assert "closes   every Pod   shop/api   TCP 8080   TCP 8080" in lines, "every other one"
     assert "note: Deployment shop/web rolls out: its Pods are replaced, and their connections end" in lines

@@ -309,9 +309,9 @@ def test_a_hundred_pods_with_labels_of_their_own_take_less_than_two_seconds() ->
     ]
     base = [*NODES, *map(namespace, NAMESPACES), *pods, *rules]
     denials = [policy(f"{space}/deny", policyTypes=["Ingress", "Egress"]) for space in NAMESPACES]
-    begun = time.perf_counter()
+    begun = time.process_time()  # what it takes where nobody else works
     made = planned(base, *denials)
-    seconds = time.perf_counter() - begun
+    seconds = time.process_time() - begun
 
     assert made.closes
     assert seconds < 2 * SLOWNESS
