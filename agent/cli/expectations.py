@@ -38,6 +38,7 @@ class Verdict:
     path: Path
     checks: Sequence[Checked]
     observed: Observed
+    notes: tuple[str, ...] = ()
 
     def end(self) -> None:
         """Exit when one does not hold, or an agent could not be asked."""
@@ -64,6 +65,7 @@ class Verdict:
                 for each in self.checks
             ],
             "not_tried": self._not_tried(),
+            "notes": list(self.notes),
         }
 
     def lines(self, output: str) -> Iterator[Line]:
@@ -75,6 +77,7 @@ class Verdict:
             if reasons or output == "wide":
                 yield from self._told(each, reasons)
         yield from (Coloured(f"not tried: {each}", "yellow") for each in self._not_tried())
+        yield from self.notes
         colour = "green" if good == len(self.checks) else "red"
         yield Coloured(f"{good} of {len(self.checks)} expectations hold", colour)
 

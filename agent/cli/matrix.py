@@ -23,7 +23,7 @@ from agent.explain.groups import NO, OTHERWISE, Grouped, grouped
 from agent.explain.imagined import with_addresses, with_pods
 from agent.explain.labels import SelectorError, selector
 from agent.explain.matrix import Column, Matrix, Way, columns_of, matrix, sentence
-from agent.explain.seen import Observed, attempt, differs
+from agent.explain.seen import Observed, arrived, attempt, differs
 from agent.explain.world import UnknownNameError, World, title
 from agent.log import printable
 
@@ -89,7 +89,7 @@ def matrix_command(
     if expect is not None:
         checks = read(world, expect, asked.namespace)
         seen = tried(asked, (each.pairs for each in checks)) if probe else {}
-        shown = Verdict(world, expect, checks, seen)
+        shown = Verdict(world, expect, checks, seen, given)
     else:
         picked = _picked(world, asked.namespace, options)
         decided = matrix(world, picked.sources, picked.columns)
@@ -268,7 +268,8 @@ class Report:
         count = len(self.observed)
         if not different and not failed:
             yield Coloured(f"{count} connections tried, all as computed", "green")
-            return
+        if unknown := self._unknown():
+            yield f"of {unknown} it cannot be known (UDP without an answer, or refused by a Service)"
         yield from (Coloured(f"not tried: {each}", DIFFERENT) for each in failed)
         if different:
             yield Coloured(f"{len(different)} of {count} connections are not as computed:", DIFFERENT)
@@ -292,6 +293,15 @@ class Report:
             for way in cell
             if differs(column, way, self.observed.get(attempt(source, column, way)))
         ]
+
+    def _unknown(self) -> int:
+        """How many that shall arrive were tried, and nothing tells whether they did."""
+        return sum(
+            way.allowed and seen.verdict != "failed" and arrived(column, seen) is None
+            for source, column, cell in self.decided.cells()
+            for way in cell
+            if (seen := self.observed.get(attempt(source, column, way))) is not None
+        )
 
     def _not_tried(self) -> list[str]:
         """Why connections were not tried, and how many for each reason."""

@@ -38,10 +38,10 @@ def connections(*words: str, status: int = 0) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def dropped(made: Lab, port: int) -> Iterator[None]:
+def dropped(made: Lab, port: int, protocol: str = "tcp") -> Iterator[None]:
     """Somebody else's rules drop what goes to a port, on every node."""
     rules = "add table inet foreign; add chain inet foreign f { type filter hook forward priority 10; }; "
-    rules += f"add rule inet foreign f tcp dport {port} drop"
+    rules += f"add rule inet foreign f {protocol} dport {port} drop"
     try:
         for node in made.nodes:
             subprocess.run(["ip", "netns", "exec", node.netns, "nft", rules], check=True, timeout=10)
@@ -77,6 +77,18 @@ def test_a_port_where_nobody_listens_is_reached_all_the_same(shop: Lab) -> None:
     assert {(each["allowed"], each["seen"], each["differs"]) for each in (one, other)} == {
         (True, "refused", False)
     }
+
+
+def test_what_cannot_be_known_is_told(shop: Lab) -> None:
+    """The lab's Pods answer datagrams; drop them, and nobody can say whether they would have arrived."""
+    with dropped(shop, 53, "udp"):
+        said = matrix(
+            "-A", "--from", "shop/web", "--to", "kube-system/dns:53", "--protocol", "udp", "--probe"
+        )
+    assert said.splitlines()[-2:] == [
+        "2 connections tried, all as computed",
+        "of 2 it cannot be known (UDP without an answer, or refused by a Service)",
+    ]
 
 
 def test_what_no_agent_knows_of_is_found(shop: Lab) -> None:
