@@ -38,6 +38,12 @@ FEATURES_HOLD_S = 30.0
 READS, PAUSE_S = 5, 0.2  # how often rules are read until nothing is committed meanwhile
 LAG_LIMIT_S = 5.0
 LAG_NAMESPACE = "kube-system"  # every cluster has it
+MOST_COMPARED = 20_000
+"""Elements that are read and compared when somebody asks: no commit gets its turn meanwhile.
+
+What is larger the agent compares by itself every few minutes, and that time is told.
+"""
+
 MOST_NAMED = 20
 """Differences of rules that are named in one answer."""
 
@@ -111,13 +117,14 @@ async def rules(subject: Subject) -> dict[str, Any]:
     begun = time.monotonic()
     compared, found = True, []
     for part, of in subject.rules.items():
-        changes = await _altered(of)
+        changes = {} if of.size > MOST_COMPARED and of.last_compared else await _altered(of)
         compared &= changes is not None
         found += [{"part": part, "difference": text} for text in differences(changes or {})]
     if found:
         subject.altered()
     return {
         "compared": compared,
+        "at": min((of.last_compared or 0.0 for of in subject.rules.values()), default=0.0),
         "altered": len(found),
         "differences": found[:MOST_NAMED],
         "ms": round((time.monotonic() - begun) * 1e3, 1),

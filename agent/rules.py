@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 class Rules:
     """Keeps these tables of the kernel equal to what `compile_owner` says; `run` is a reconciler's.
 
-    Times are seconds since the epoch: of the last transaction, and of when all was last as it should be.
+    Times are seconds since the epoch: of the last transaction, of when all was last as it should be, and of
+    when the kernel was last read and compared as a whole.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Rules:
         self.commits = 0
         self.last_commit: float | None = None
         self.last_check: float | None = None
+        self.last_compared: float | None = None
         self._kernel = kernel
         self._compile = compile_owner
         self._tables = tables
@@ -65,7 +67,13 @@ class Rules:
         have = await self._kernel.read(self._tables)
         if runs != self._runs:
             return None
+        self.last_compared = time.time()
         return await asyncio.to_thread(difference, have, self.ruleset)
+
+    @property
+    def size(self) -> int:
+        """How many elements its sets and maps should have: what reading them back costs."""
+        return sum(map(len, self._desired.ruleset.elements.values()))
 
     def distrust(self) -> None:
         """What the kernel holds may differ from what was committed: compare as a whole next time."""
@@ -94,6 +102,7 @@ class Rules:
                 self._desired.forget()
                 have = await self._kernel.read(self._tables)
                 changes = await asyncio.to_thread(difference, have, self._desired.ruleset)
+                self.last_compared = time.time()
             text = transaction(changes, self._desired.ruleset)
             if text:
                 small = commands(changes, self._desired.ruleset) if len(changes) <= elements.MOST else ()

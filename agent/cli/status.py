@@ -22,6 +22,9 @@ from cni.wire import SOCKET
 
 EVERY_S = 1.0
 OLDER = "no such call"  # what an agent says to a question that came after it
+FRESH_S = 15.0
+"""What was compared since then was compared for this answer; very large rulesets are not."""
+
 ENDLESS = 1 << 20
 """A range of so many addresses is never used up, and its size tells nobody anything."""
 
@@ -128,7 +131,10 @@ class _Row:
         """Whether the kernel's rules are podwall's."""
         if self.get("rules", "altered"):
             return "altered"
-        return "checked" if self.get("rules", "compared") else ""
+        if not self.get("rules", "compared"):
+            return ""
+        at = self.get("rules", "at")
+        return "checked" if not at or time.time() - at < FRESH_S else f"checked {age(at)} ago"
 
     def paths(self) -> str:
         """How many paths to other nodes answer, of all."""

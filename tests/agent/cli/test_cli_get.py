@@ -9,7 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from agent.cli.agents import Agents, SilentError
-from agent.cli.get import CONTENTS, MOST_PAGES, TABLES, Held, collected
+from agent.cli.get import CONTENTS, MOST_PAGES, Held, collected
+from agent.cli.get_tables import TABLES
 from agent.cli.main import main
 from agent.cli.output import Coloured, Line
 

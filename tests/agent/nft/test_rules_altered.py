@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import subprocess
 from collections.abc import Callable
 from ipaddress import IPv4Address
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 
 from agent import features, proofs
+from agent.cluster.store import snapshot_of
+from agent.config import Config
 from agent.nft.kernel import Kernel
 from agent.nft.model import (
     DROP,
@@ -26,6 +29,7 @@ from agent.nft.model import (
     Table,
     TableName,
 )
+from agent.routes.plan import Plan
 from agent.rules import Rules
 
 INET = TableName("inet", "podwall")
@@ -97,6 +101,55 @@ def test_what_was_altered_is_named(with_kernel: WithKernel, case: str) -> None:
         of.distrust()
         await of.run(frozenset({OWNER}))
         assert await of.altered() == {}
+
+    with_kernel(body)
+
+
+def test_very_many_rules_are_not_read_for_whoever_asks(
+    with_kernel: WithKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proofs, "MOST_COMPARED", 0)
+
+    async def body(kernel: Kernel) -> dict[str, Any]:
+        of = rules(kernel)
+        await of.run(frozenset({OWNER}))
+        at = of.last_compared
+        _nft("flush chain inet podwall decide")
+        said = await proofs.rules(subject(kernel, of))
+        assert (said["compared"], said["altered"], said["at"]) == (True, 0, at)
+        return said
+
+    with_kernel(body)
+
+
+def subject(kernel: Kernel, of: Rules) -> proofs.Subject:
+    async def reach(_: str) -> None:
+        """There is no cluster."""
+
+    return proofs.Subject(
+        Config(node_name="node1"),
+        kernel,
+        {"all": of},
+        snapshot=lambda: snapshot_of(()),
+        plan=Plan,
+        pod_mtu=lambda: 1500,
+        altered=lambda: None,
+        status=dict,
+        reach=reach,
+    )
+
+
+def test_an_answer_names_the_differences_and_has_them_put_right(with_kernel: WithKernel) -> None:
+    async def body(kernel: Kernel) -> None:
+        of = rules(kernel)
+        await of.run(frozenset({OWNER}))
+        told: list[str] = []
+        asked = dataclasses.replace(subject(kernel, of), altered=lambda: told.append("altered"))
+        assert ((await proofs.rules(asked))["altered"], told) == (0, [])
+        _nft("flush chain inet podwall decide")
+        said = await proofs.rules(asked)
+        assert (said["altered"], told) == (1, ["altered"])
+        assert said["differences"][0]["part"] == "all"
 
     with_kernel(body)
 
