@@ -264,7 +264,9 @@ def uninstall(yes: bool, kubeconfig: Path | None, context: str, limit_s: float) 
         for each in reversed(objects(packaged(INSTALL))):
             click.echo(f"{shown(each)} {api.delete(each)}")
         agents = len(_pods(api, "podwall"))
-        if not _until(lambda: (agents - len(_pods(api, "podwall")), agents), "agents gone", limit_s):
+        if agents and not _until(
+            lambda: (agents - len(_pods(api, "podwall")), agents), "agents gone", limit_s
+        ):
             raise click.ClickException(f"after {limit_s:g} s agents still run: {_waiting(api)}; {AGAIN}")
         (remover,) = objects(with_image(packaged(UNINSTALL), image))
         click.echo(f"{shown(remover)} {api.apply(remover)}")

@@ -84,12 +84,12 @@ class Connection:
             self._socket.settimeout(self._answer_s)
             self._http.request(method, target, body=body, headers=headers)
             response = self._http.getresponse()
+            self.used = True
             if response.status >= 300:
                 raise _error(response, method, target)
         except (OSError, http.client.HTTPException, ValueError) as error:
             self.close()
             raise self._unreachable(error) from error
-        self.used = True
         return response
 
     def lines(self, response: http.client.HTTPResponse, silence_s: float) -> Iterator[list[bytes]]:
