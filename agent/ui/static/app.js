@@ -64,6 +64,7 @@ class App {
     this.state = state;
     this.model = arranged(state);
     this.panel.model = this.model;
+    this.panel.policies = state.cluster.policies;
     this.panel.services = state.cluster.services.map((service) => service.id);
     byId("where").textContent = state.where;
     this.offerNamespaces();

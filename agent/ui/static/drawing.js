@@ -16,7 +16,7 @@ export function drawing(policy, onPod) {
       "div",
       { class: "flow" },
       side("in", "May reach them", policy.ingress, onPod),
-      html("div", { class: "selected" }, html("h4", {}, policy.selects), members(policy.selected, onPod, "selects no Pod")),
+      html("div", { class: "selected" }, html("p", { class: "head" }, policy.selects), members(policy.selected, onPod, "selects no Pod")),
       side("out", "They may reach", policy.egress, onPod),
     ),
     policy.problems.length > 0 &&
@@ -30,7 +30,7 @@ function side(way, title, { isolates, rules }, onPod) {
     : rules.length === 0
       ? html("p", { class: "none" }, html("span", { class: "sign denied", "aria-hidden": "true" }, "✕"), "nobody")
       : html("ol", {}, rules.map((rule) => ruleOf(way, rule, onPod)));
-  return html("section", { class: `side ${way}${isolates ? "" : " open"}` }, html("h4", {}, title), content);
+  return html("div", { role: "group", "aria-label": title, class: `side ${way}${isolates ? "" : " open"}` }, html("p", { class: "head" }, title), content);
 }
 
 function ruleOf(way, rule, onPod) {

@@ -235,7 +235,7 @@ function arrow(kind) {
 
 const SHIELD = "l6 2.4v4.2q0 4.6-6 6.8q-6-2.2-6-6.8v-4.2z";
 
-const shield = () => svg("svg", { width: 14, height: 16, "aria-hidden": "true", class: "card" }, svg("path", { class: "guard", d: `M7 1${SHIELD}` }));
+const shield = () => svg("svg", { width: 14, height: 16, "aria-hidden": "true" }, svg("path", { class: "guard", d: `M7 1${SHIELD}` }));
 
 const newBox = () => svg("g", { class: "box" }, svg("rect", { rx: 12 }), svg("text", { x: 15, y: 23 }));
 

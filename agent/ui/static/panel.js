@@ -172,7 +172,7 @@ export class Panel {
   }
 
   async policy(key) {
-    const [namespace, name] = key.split("/");
+    const { namespace, name } = this.policies.find((policy) => policy.key === key);
     const policy = await asked(() => get("/api/policy", { namespace, name }));
     if (policy.failure) return this.open("Policy", html("p", { class: "failure" }, policy.failure));
     this.open(policy.key, html("p", { class: "quiet" }, "NetworkPolicy"), drawing(policy, (id) => this.ask(this.model, { target: id })),

@@ -23,21 +23,20 @@ export class Policies {
     );
     fill(this.list, shown.map((policy) => this.item(policy)));
     if (!policies.length) fill(this.list, html("li", { class: "quiet" }, "There is no NetworkPolicy: everybody may reach everybody."));
-    if (!this.chosen && shown.length) this.choose(shown[0].key);
+    if (!this.chosen && shown.length) this.choose(shown[0]);
   }
 
   item(policy) {
-    return html("li", {}, html("button", { type: "button", "data-key": policy.key, "aria-current": policy.key === this.chosen ? "true" : null, onclick: () => this.choose(policy.key, true) },
+    return html("li", {}, html("button", { type: "button", "data-key": policy.key, "aria-current": policy.key === this.chosen ? "true" : null, onclick: () => this.choose(policy, true) },
       html("strong", {}, policy.name), html("span", { class: "quiet" }, `${policy.namespace} · ${policy.types.join(", ").toLowerCase()} · ${plural(policy.pods, "Pod")}`),
       policy.problems.length > 0 && html("span", { class: "sign denied" }, "cannot be used in part")));
   }
 
-  async choose(key, focus = false) {
+  async choose({ key, namespace, name }, focus = false) {
     this.chosen = key;
     for (const button of this.list.querySelectorAll("button"))
       if (button.dataset.key === key) button.setAttribute("aria-current", "true");
       else button.removeAttribute("aria-current");
-    const [namespace, name] = key.split("/");
     try {
       const policy = await get("/api/policy", { namespace, name });
       fill(this.detail, html("h2", {}, policy.key), drawing(policy, this.onPod),
