@@ -384,7 +384,8 @@ class Names:
         if raw["direction"] == "midstream":
             return "not the first packet of a connection, and the node knows none that it belongs to"
         names = ", ".join(raw["policies"]) or "its namespace's policies"
-        said = f"{raw['direction']} of {raw['pod'] or 'the Pod'} is isolated by {names}, no rule admits it"
+        isolated = "would be isolated" if raw.get("audit") else "is isolated"
+        said = f"{raw['direction']} of {raw['pod'] or 'the Pod'} {isolated} by {names}, no rule admits it"
         near = self._nearest(raw)
         return f"{said}; {near}" if near else said
 
@@ -394,6 +395,8 @@ class Names:
         packet = Packet(_ip(raw["source"]), _ip(raw["destination"]), protocol, raw["dport"] or None)
         direction: Direction = "Egress" if raw["direction"] == "egress" else "Ingress"
         judgement = judge(self.world, direction, packet)
+        if raw.get("audit") and judgement.audit:
+            judgement = judgement.audit
         if judgement.allowed:
             return "as the objects are now it would be allowed"
         return nearest_in_words(self.world, judgement, packet)

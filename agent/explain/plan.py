@@ -243,7 +243,7 @@ def _sentences(before: World, after: World, of: Changed) -> Iterator[str]:
     word = "new" if of.before is None else "removed" if of.after is None else "changed"
     title = f"{_title(of)} ({word})"
     if isinstance(of.after, NetworkPolicy):
-        yield f"{title} {_policy(after, of.after)}{_mode(of)}"
+        yield f"{title} {_mode(of)}{_policy(after, of.after)}"
     elif isinstance(of.before, NetworkPolicy):
         yield f"{title} {_removed(before, after, of.before)}"
     elif isinstance(of.after, (Pod, Namespace)) and of.before is not None:
@@ -270,7 +270,7 @@ def _mode(of: Changed) -> str:
         return ""
     if of.before.mode == of.after.mode:
         return ""
-    return ", no longer enforced" if of.after.mode == "audit" else ", no longer in audit mode but enforced"
+    return "is no longer enforced and " if of.after.mode == "audit" else "leaves audit mode and "
 
 
 def _rules(of: NetworkPolicy, direction: Direction) -> str:

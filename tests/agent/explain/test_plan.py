@@ -106,7 +106,7 @@ def test_a_policy_in_audit_mode_closes_nothing_until_it_is_enforced() -> None:
     )
     assert said(planned([*SHOP, audited(of)], of)) == said(planned(SHOP, of))
     enforced = planned([*SHOP, audited(of)], of)
-    assert enforced.sentences[0].endswith(", no longer in audit mode but enforced")
+    assert enforced.sentences[0].startswith("NetworkPolicy shop/api (changed) leaves audit mode and isolates")
 
 
 def test_labels_of_a_pod_and_of_a_namespace() -> None:
