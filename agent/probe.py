@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import resource
 import selectors
@@ -59,6 +60,8 @@ _DNS_PORT = 53
 _DNS_QUESTION = b"\x70\x77\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\x01"  # the root's NS
 
 Body = Mapping[str, Any]
+
+log = logging.getLogger(__name__)
 
 
 class Target(NamedTuple):
@@ -113,6 +116,7 @@ def answers(
             outcomes = await asyncio.to_thread(run, questions, quiet_s)
         finally:
             turn.release()
+        log.info("event=probed pods=%d connections=%d", len(questions), sum(map(len, outcomes)))
         return {"pods": [[[*outcome] for outcome in each] for each in outcomes]}
 
     return {"probe": probe}
@@ -148,6 +152,7 @@ def inside_of(
     find_pod: Callable[[str, str], Pod | None],
     node: str,
 ) -> Inside | str | None:
+    """Where a Pod's network namespace is; None: it is the node's own, a text: why that is not known."""
     own = [each for each in attachments if (each.namespace, each.pod) == (namespace, name)]
     if own:  # the newest, where an old sandbox of the same Pod is still there
         return Inside(_below_run(Path(own[-1].netns)), own[-1].ifname, own[-1].mac)
@@ -290,7 +295,11 @@ def run(questions: Sequence[Question], quiet_s: float = QUIET_S) -> list[list[Ou
     flat = [(question, attempt) for question, of in zip(questions, attempts, strict=True) for attempt in of]
     room = max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_DESCRIPTORS)
     for start in range(0, len(flat), room):
-        _Batch(flat[start : start + room]).run(quiet_s, deadline)
+        if time.monotonic() < deadline:
+            _Batch(flat[start : start + room]).run(quiet_s, deadline)
+            continue
+        for _, attempt in flat[start : start + room]:
+            attempt.fail(FAILED, "no time was left for it: the agent has few descriptors")
     return [[attempt.outcome or Outcome(SILENT) for attempt in of] for of in attempts]
 
 

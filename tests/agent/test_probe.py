@@ -198,6 +198,12 @@ def test_in_turns_where_descriptors_are_few(pod: Inside, monkeypatch: pytest.Mon
     assert [verdict for verdict, _ in tried(pod, *targets)] == ["connected", "refused"] * 5
 
 
+def test_what_there_was_no_time_for_was_not_tried(pod: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "WHOLE_S", 0.0)
+    ((verdict, words),) = tried(pod, ("10.9.0.2", 80, "TCP"))
+    assert (verdict, words) == ("failed", "no time was left for it: the agent has few descriptors")
+
+
 # The call
 
 
