@@ -15,6 +15,7 @@ from agent.explain.groups import grouped
 from agent.explain.matrix import columns_of, matrix
 from agent.explain.seen import Seen, attempt
 from agent.explain.world import World
+from lab.services import allocate, slices
 from tests.agent.compile.test_policy_property import SEEDS, SETTINGS, Chance
 from tests.agent.compile.worlds import decoded, namespace, pod, policy
 
@@ -92,6 +93,28 @@ def test_what_was_seen_counts_as_well() -> None:
     first, second = cell
     seen = {attempt(source, column, first): Seen("silent"), attempt(source, column, second): Seen("refused")}
     assert done.broken(seen) == ((source, column, first),)
+
+
+@pytest.mark.parametrize("allowed", ["true", "false"])
+def test_a_service_that_sometimes_answers_is_neither(allowed: str) -> None:
+    """Of two endpoints one admits the client; see `policy-part` of `why`."""
+    ports = [{"port": 80, "targetPort": 80, "name": "http"}]
+    one, two = (pod(f"shop/{name}", ip, ports=[("http", 80)], app="web", name=name)
+                for name, ip in (("one", "10.244.0.2"), ("two", "10.244.0.5")))  # fmt: skip
+    ready = [{**of, "status": {**of["status"], "conditions": [{"type": "Ready", "status": "True"}]}}
+             for of in (one, two)]  # fmt: skip
+    service = {
+        "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "shop", "name": "web", "uid": "u"},
+        "spec": {"selector": {"app": "web"}, "ports": ports},
+    }  # fmt: skip
+    services = allocate([service], {})
+    only_one = policy("shop/two", podSelector={"matchLabels": {"name": "two"}})
+    world = world_of(
+        namespace("shop"), *ready, API, only_one, *services, *slices(services, ready, []).values()
+    )
+
+    done = check(f"- {{from: api, to: 'svc/web:80', allowed: {allowed}}}", world)
+    assert [way.cause for _, _, way in done.broken({})] == ["policy-part"]
 
 
 @pytest.mark.parametrize(
