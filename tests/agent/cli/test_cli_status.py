@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import socket
+import threading
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -15,6 +18,7 @@ from agent.cli.main import main
 from agent.cli.output import Coloured, Line
 from agent.cli.status import Duration, Found
 from agent.cli.verdict import Verdict, judge
+from cni import wire
 
 NODES = ("node1", "node2", "node3")
 Spoil = Callable[[dict[str, Any]], object]
@@ -357,14 +361,54 @@ def test_manifests_have_no_agents(command: list[str]) -> None:
 
 
 @pytest.mark.parametrize("command", [["status"], ["status", "--wait", "--timeout", "1s"], ["get", "pods"]])
-def test_an_api_server_that_is_not_there_is_told(command: list[str], tmp_path: object) -> None:
-    kubeconfig = f"{tmp_path}/config"
-    with open(kubeconfig, "w") as file:  # noqa: PTH123
-        file.write(
-            "{apiVersion: v1, kind: Config, current-context: a, contexts: [{name: a, context: "
-            "{cluster: a, user: a}}], clusters: [{name: a, cluster: {server: 'http://127.0.0.1:9'}}], "
-            "users: [{name: a, user: {}}]}"
-        )
-    done = CliRunner().invoke(main, [*command, "--kubeconfig", kubeconfig])
+def test_an_api_server_that_is_not_there_is_told(command: list[str], tmp_path: Path) -> None:
+    kubeconfig = tmp_path / "config"
+    kubeconfig.write_text(
+        "{apiVersion: v1, kind: Config, current-context: a, contexts: [{name: a, context: "
+        "{cluster: a, user: a}}], clusters: [{name: a, cluster: {server: 'http://127.0.0.1:9'}}], "
+        "users: [{name: a, user: {}}]}"
+    )
+    done = CliRunner().invoke(main, [*command, "--kubeconfig", str(kubeconfig)])
     assert done.exit_code == 3, done.output
     assert "the API server cannot be asked" in done.output
+
+
+@pytest.mark.parametrize(("not_ready", "status"), [([], 0), (["there is no uplink"], 1)])
+def test_where_no_cluster_is_named_the_agent_of_this_machine_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, not_ready: list[str], status: int
+) -> None:
+    """As in an agent's Pod, where there is neither a kubeconfig nor a lab."""
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("lab.state._SETTINGS", tmp_path / "lab.json")
+    monkeypatch.setattr("agent.cli.status.SOCKET", str(tmp_path / "agent.sock"))
+    said = {**health("node1")["status"], "not_ready": not_ready, "paths": []}
+    said["services"]["services"], said["services"]["problems"] = 0, {}
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "agent.sock"))
+        listening.listen()
+        thread = threading.Thread(target=_answer_once, args=(listening, wire.Answer(said).encode()))
+        thread.start()
+        done = CliRunner().invoke(main, ["status"])
+        thread.join(10)
+    assert done.exit_code == status, done.output
+    assert done.output.startswith("Node node1: not ready" if status else "Node node1: ready")
+
+
+def _answer_once(listening: socket.socket, answer: bytes) -> None:
+    listening.settimeout(10)
+    connection, _ = listening.accept()
+    with connection:
+        connection.recv(1 << 16)
+        connection.sendall(answer)
+
+
+def test_where_nothing_is_there_at_all_it_is_said_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("lab.state._SETTINGS", tmp_path / "lab.json")
+    monkeypatch.setattr("agent.cli.status.SOCKET", str(tmp_path / "agent.sock"))
+    done = CliRunner().invoke(main, ["status"])
+    assert (done.exit_code, "podwall lab up" in done.output) == (3, True)
