@@ -123,7 +123,9 @@ class Event:
 
 def moment(when: float | None) -> str | None:
     """A time as RFC 3339 in UTC."""
-    return None if when is None else datetime.fromtimestamp(when, UTC).isoformat(timespec="microseconds")
+    if when is None:
+        return None
+    return datetime.fromtimestamp(when, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 @dataclass(frozen=True, slots=True)
