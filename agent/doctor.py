@@ -20,6 +20,7 @@ import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from email.utils import parsedate_to_datetime
 from importlib.metadata import version
@@ -367,23 +368,21 @@ def _api_server(config: Config) -> dict[str, Any] | None:
     client = ApiClient(_source(config, known), connect_s=API_LIMIT_S, answer_s=API_LIMIT_S)
     began = time.monotonic()
     try:
-        connection = client.connection()
-        response = connection.request("GET", "/version")
-        connection.read(response)
+        with closing(client.connection()) as connection:
+            response = connection.request("GET", "/version")
+            connection.read(response)
         took = time.monotonic() - began
         date = response.getheader("Date")
         server = parsedate_to_datetime(date).timestamp() + 0.5 if date else None  # whole seconds, cut off
         skew = time.time() - took / 2 - server if server else None
         forbidden = _forbidden(client) if known else []
-        answer = {"seconds": took, "skew": skew, "error": "", "forbidden": forbidden}
-        connection.close()
+        return {"seconds": took, "skew": skew, "error": "", "forbidden": forbidden}
     except ApiError as error:
         answered = bool(error.status) and not known  # it need not tell strangers anything
         said = "" if answered else str(error)
-        answer = {"seconds": time.monotonic() - began, "skew": None, "error": said, "forbidden": []}
+        return {"seconds": time.monotonic() - began, "skew": None, "error": said, "forbidden": []}
     finally:
         client.close()
-    return answer
 
 
 def _source(config: Config, known: bool) -> CredentialSource:
