@@ -19,7 +19,7 @@ from urllib.parse import quote
 import click
 
 from agent.cli.ask import Unreachable
-from agent.cluster.model import KINDS, Endpoints, Kind, Object
+from agent.cluster.model import KINDS, Endpoints, Kind, Object, Pod
 from agent.cluster.store import Snapshot, snapshot_of
 from agent.log import printable
 
@@ -55,7 +55,7 @@ class Asked:
         Raises Unreachable.
         """
         if self.files:
-            return _of_manifests(self.files, tell or _to_stderr)
+            return _of_files(self.files, tell or _to_stderr)[0]
         kubeconfig = self._kubeconfig()
         if kubeconfig is None:
             return _of_lab(tell or _to_stderr)
@@ -65,8 +65,7 @@ class Asked:
         """As snapshot, and where each object stands in the manifests. Raises Unreachable."""
         if not self.files:
             return self.snapshot(tell), {}
-        found = _manifests(self.files, tell or _to_stderr)
-        return snapshot_of(found.objects), found.places
+        return _of_files(self.files, tell or _to_stderr)
 
     def agents(self) -> Agents:
         """The nodes' agents; none when manifests are asked. Raises Unreachable."""
@@ -176,8 +175,23 @@ def _manifests(files: tuple[Path, ...], tell: Callable[[str], None]) -> Manifest
     return found
 
 
-def _of_manifests(files: tuple[Path, ...], tell: Callable[[str], None]) -> Snapshot:
-    return snapshot_of(_manifests(files, tell).objects)
+def _of_files(files: tuple[Path, ...], tell: Callable[[str], None]) -> tuple[Snapshot, Places]:
+    """What files say; of those that nobody has applied yet, what they would come to."""
+    found = _manifests(files, tell)
+    if any(isinstance(item, Pod) and item.ips for item in found.objects):
+        return snapshot_of(found.objects), found.places
+    from agent.cli.imagined import NOTE, imagined, is_unapplied  # noqa: PLC0415 - only this way needs it
+    from lab.objects import ManifestError  # noqa: PLC0415
+
+    if not is_unapplied(found.documents):
+        return snapshot_of(found.objects), found.places
+    try:
+        objects = imagined(found.documents)
+    except ManifestError as error:
+        tell(f"no Pod of these files has an address, and they cannot be applied: {error}")
+        return snapshot_of(found.objects), found.places
+    tell(NOTE)
+    return snapshot_of(objects), found.places
 
 
 def _of_lab(tell: Callable[[str], None]) -> Snapshot:

@@ -68,13 +68,11 @@ def line_of(text: str, first_line: int, path: Path) -> int:
 
 
 def _document(text: str, first_line: int) -> yaml.Node | None:
-    """The document in which this line stands."""
-    best: yaml.Node | None = None
+    """The document that begins at this line, which may be a comment before it."""
     for node in yaml.compose_all(text, yaml.CSafeLoader):
-        if node is not None and node.start_mark.line + 1 > first_line:
-            break
-        best = node
-    return best
+        if node is not None and node.start_mark.line + 1 >= first_line:
+            return node
+    return None
 
 
 def _child(node: yaml.Node | None, part: str | int) -> tuple[int, yaml.Node] | None:

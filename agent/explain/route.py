@@ -38,7 +38,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The endpoints that may be chosen, or the cause why there is none; `doubt` is what is odd about them.
+    """The endpoints that may be chosen, or none; `cause` is why there is none, or of `doubt`, what is odd.
 
     entry: the node that chooses, "" when nobody knows which. silent: what has no endpoint is dropped, else
     refused.
@@ -77,8 +77,11 @@ def route(world: World, front: Frontend, question: Question, source: IPAddress) 
     chosen = chosen[: balancer(front.service, len(chosen)).count]
     targets = tuple(_target(world, backend, question, entry) for backend in chosen)
     pods = [pod for pod in (world.pod_at(each.address) for each in targets) if pod is not None]
-    doubt = undeclared(front.service, front.port, pods)
-    return Route(targets, _spread(front, targets, reach), doubt=doubt, entry=entry.here.node)
+    doubt, cause = undeclared(front.service, front.port, pods), "target-port"
+    if isinstance(question.source, Address) and front.met == "ClusterIP":
+        doubt, cause = _inside_only(front), "cluster-ip"
+    said = _spread(front, targets, reach)
+    return Route(targets, said, cause if doubt else "", doubt, entry=entry.here.node)
 
 
 def by_host_port(world: World, found: HostPort, question: Question) -> Route:
@@ -123,7 +126,18 @@ def _headless(world: World, front: Frontend, question: Question) -> Route:
             f"{title(front.service)} is headless: its name answers the Pods' own addresses, and nobody "
             f"translates port {asked} to {', '.join(map(str, sorted(numbers)))}; connect to that"
         )
-    return Route(targets, _spread(front, targets, "cluster"), doubt=doubt)
+    return Route(targets, _spread(front, targets, "cluster"), "target-port" if doubt else "", doubt)
+
+
+def _inside_only(front: Frontend) -> str:
+    ports = [each.node_port for each in front.service.ports if each.node_port]
+    has = f"; it has NodePort {', '.join(map(str, ports))}" if ports else ", and it has no NodePort"
+    if front.service.type == "LoadBalancer":
+        has += ", and no address of a load balancer yet"
+    return (
+        f"{title(front.service)} is met at its ClusterIP {front.address} from inside of the cluster: nothing "
+        f"leads there from outside, unless somebody routes it to a node{has}"
+    )
 
 
 def _entry(world: World, front: Frontend, question: Question) -> Entry:

@@ -9,6 +9,7 @@ What is served where, and who of several has it, is said by `agent.compile.servi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -104,10 +105,19 @@ def _of_service(world: World, service: Service, question: Question, family: Fami
     if service.headless:
         return Frontend(service, port, family, None)
     if address is None:
-        address = next((each for each in service.cluster_ips if each.version == family), None)
+        address = next((each for each in _usual(world, service, question) if each.version == family), None)
     if address is None:
         return NoFrontend("no-address", f"{title(service)} has no IPv{family} cluster address")
     return _at(world, service, port, address)
+
+
+def _usual(world: World, service: Service, question: Question) -> Iterator[IPAddress]:
+    """The addresses at which a Service is met by its name, from outside those for the outside first."""
+    if isinstance(question.source, Address):
+        for kind, _, ip in compiled.addresses(service):
+            if kind != "cluster" and not compiled.refused(kind, ip, world.settings_of("")):
+                yield ip
+    yield from service.cluster_ips
 
 
 def _at(world: World, service: Service, port: ServicePort, address: IPAddress) -> Frontend | NoFrontend:

@@ -72,7 +72,7 @@ def _through(
         return Answer(False, to.cause, f"denied: {to.sentence}", steps, legs=legs)
     answer = judged(world, way, to.targets, steps)
     if answer.allowed and to.doubt:
-        return replace(answer, allowed=False, cause="target-port", sentence=f"doubtful: {to.doubt}")
+        return replace(answer, allowed=False, cause=to.cause, sentence=f"doubtful: {to.doubt}")
     return answer
 
 
@@ -110,7 +110,7 @@ def _fields(found: Frontend | HostPort, to: Route) -> Iterator[Field]:
     }
     index = service.ports.index(found.port)
     path = parsed(decides.get(to.cause, f"spec.ports[{index}]"))
-    if to.cause == "target-port" or to.doubt:
+    if to.cause == "target-port":
         path = (*path, "targetPort")
     yield Field("Service", *service.key, path)
 

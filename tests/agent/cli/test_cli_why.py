@@ -120,6 +120,21 @@ def test_a_hostile_name_reaches_no_terminal(tmp_path: Path) -> None:
     assert "web\\x1b[2J" in done.output
 
 
+def test_files_that_nobody_has_applied_are_taken_as_if_they_were() -> None:
+    """Workloads become Pods with addresses, Services get theirs, and lines are those of the files."""
+    directory = Path(__file__).parents[3] / "examples" / "troubleshooting"
+    done = CliRunner().invoke(
+        main, ["why", "-f", str(directory), "-n", "broken", "client", "svc/guarded:80", "-o", "json"]
+    )
+
+    assert "taken as if they were applied" in done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["cause"] == "ingress-denied"
+    (ingress,) = (step["fields"] for step in answer["steps"] if step["stage"] == "ingress")
+    text = (directory / "broken.yaml").read_text().splitlines()
+    assert text[ingress[0]["line"] - 1].strip().startswith("- from:")
+
+
 def test_what_a_node_does_otherwise_comes_before_all_else() -> None:
     answer = Answer(True, "allowed", "allowed: by nobody")
     drops = Compared("node2", ("they drop it",), passes=False)

@@ -49,6 +49,10 @@ def test_the_lines_of_an_item_of_a_list_in_json() -> None:
     assert line_of(text, 1, ("items", 1, "spec", "ports", 0, "port")) == wanted
 
 
+def test_a_comment_before_a_document_is_where_it_begins() -> None:
+    assert line_of(FILE, 1, ("metadata",)) == 3
+
+
 @pytest.mark.parametrize("text", ["spec", "spec.ingress[0].from", "status.loadBalancer.ingress[1].ip"])
 def test_a_path_is_written_and_read(text: str) -> None:
     assert written(parsed(text)) == text

@@ -375,6 +375,25 @@ CASES = [
         target="198.51.100.9",
     ),
     Case(
+        "a ClusterIP from outside",
+        [WEB, service("shop/web", clusterIPs=["10.96.9.9"])],
+        "cluster-ip",
+        "doubtful: Service shop/web is met at its ClusterIP 10.96.9.9 from inside of the cluster: nothing "
+        "leads there from outside, unless somebody routes it to a node, and it has no NodePort",
+        source="203.0.113.10",
+        target="svc/web",
+    ),
+    Case(
+        "a load balancer's address from outside, by the Service's name",
+        [WEB, balanced(service("shop/web", type="LoadBalancer"), "198.51.100.9")],
+        "allowed",
+        "allowed: 203.0.113.10 (outside the cluster) may connect to Pod shop/web on TCP 8080 "
+        "(no policy isolates either end in this direction)",
+        source="203.0.113.10",
+        target="svc/web",
+        allowed=True,
+    ),
+    Case(
         "a port of the node that a Pod has",
         [CLIENT, host_port(WEB, 18080)],
         "allowed",
