@@ -15,7 +15,7 @@
 Nothing is needed in the Pods' images. A socket stays in the namespace in which it was made, so that no thread
 stays there with it, and none ever comes back from one. Silence is measured for all together: it is over when
 none has heard anything for `quiet_s`, so that a slow node is never taken for a closed one. A datagram says
-nothing unless somebody answers it: at port 53 it is a question that name servers answer, else an empty line.
+nothing unless somebody answers it: at port 53 it is a request that name servers refuse, else an empty line.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ _RESEND_S = 0.4
 _SPARE_DESCRIPTORS = 256
 _REFUSED = (errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE)
 _DNS_PORT = 53
-_DNS_QUESTION = b"\x70\x77\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\x01"  # the root's NS
+_DNS_STATUS = b"\x70\x77\x10" + bytes(9)
+"""A server status request (RFC 1035, OPCODE 2): refused at once, where a name might be asked of others."""
+
 
 Body = Mapping[str, Any]
 
@@ -268,7 +270,7 @@ class Attempt:
             self.outcome = Outcome(CONNECTED)
 
     def _ask(self, opened: socket.socket) -> None:
-        opened.send(_DNS_QUESTION if self.target.port == _DNS_PORT else b"\n")
+        opened.send(_DNS_STATUS if self.target.port == _DNS_PORT else b"\n")
 
     def _hear(self, opened: socket.socket) -> None:
         if self.is_datagram:

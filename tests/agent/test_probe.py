@@ -83,7 +83,7 @@ def pod() -> Iterator[Inside]:
 
 @pytest.fixture
 def echo(pod: Inside) -> Iterator[None]:
-    """The neighbour answers datagrams at port 82 and name servers' questions at port 53."""
+    """The neighbour answers datagrams at port 82 and name servers' status requests at port 53."""
     sockets = [
         netns.run(netns.path(PREFIX + "neighbour"), listening, socket.AF_INET, socket.SOCK_DGRAM, port)
         for port in (82, 53)
@@ -91,7 +91,7 @@ def echo(pod: Inside) -> Iterator[None]:
 
     def answer(of: socket.socket) -> None:
         data, client = of.recvfrom(512)
-        if of.getsockname()[1] != 53 or data[2:6] == b"\x00\x00\x00\x01":
+        if of.getsockname()[1] != 53 or data[2] >> 3 == 2:
             of.sendto(data, client)
 
     threads = [threading.Thread(target=answer, args=(each,)) for each in sockets]
