@@ -77,11 +77,14 @@ def doctor(asked: Asked, only: tuple[str, ...], here: bool, config: Path | None,
 def lines(found: Iterable[Finding], names: list[str]) -> Iterator[str | Coloured]:
     """The findings as a person reads them, and what was looked at."""
     found = tuple(found)
+    alike: dict[tuple[str, str], list[Finding]] = {}
     for each in found:
-        where = f"{each.node}: " if each.node else ""
-        yield Coloured(f"{each.severity}: {where}{each.cause}", COLOURS[each.severity])
-        if each.mend:
-            yield f"    {each.mend}"
+        alike.setdefault((each.severity, each.cause), []).append(each)
+    for (severity, cause), group in alike.items():
+        where = f"{listed([each.node for each in group])}: " if group[0].node else ""
+        yield Coloured(f"{severity}: {where}{cause}", COLOURS[severity])
+        if group[0].mend:
+            yield f"    {group[0].mend}"
     if found:
         yield ""
     if wrong(found):

@@ -83,10 +83,16 @@ def findings(nodes: Mapping[str, Facts], cluster: Cluster) -> tuple[Finding, ...
     found += _between(nodes, cluster)
     if cluster.snapshot:
         found += _objects(cluster.snapshot, {*nodes, *cluster.silent})
-    for name, why in cluster.silent.items():
-        mend = "kubectl -n kube-system get pods -o wide -l app.kubernetes.io/name=podwall"
-        found.append(Finding(ERROR, "agent", name, f"the agent gives no answer: {why}", mend))
+    found += [_silent(name, why) for name, why in cluster.silent.items()]
     return tuple(sorted(set(found), key=_order))
+
+
+def _silent(name: str, why: str) -> Finding:
+    if "no such call" in why:
+        cause = "the agent is older than this command, and cannot be asked what is wrong"
+        return Finding(ERROR, "agent", name, cause, "podwall install")
+    mend = "kubectl -n kube-system get pods -o wide -l app.kubernetes.io/name=podwall"
+    return Finding(ERROR, "agent", name, f"the agent gives no answer: {why}", mend)
 
 
 def wrong(found: Iterable[Finding]) -> bool:
