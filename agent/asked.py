@@ -2,7 +2,8 @@
 
     policies    each policy that selects Pods of this node: generation in force, since when, how many Pods
     denials     the last denied packets, newest first, with the Pods' names and the reason
-    flows       what connection tracking knows of the cluster's Pods: both ends, by name where they have one
+    flows       what connection tracking knows of the cluster's Pods: both ends, by name where they have one;
+                `from_node`: the node itself began it, whom policies do not ask
     follow      denials and flows from now on: see `agent.following`
 
 An answer has no more than fits into a message on the socket, names may be long, and says how many there are.
@@ -22,6 +23,7 @@ from agent.datapath import Datapath
 from agent.denials import Denied
 from agent.following import Following, Unlogged
 from agent.headers import PROTOCOL_NAMES
+from agent.routes.kernel import RouteError
 from agent.nft.handles import KernelRule, rules
 from cni import spec, wire
 from cni.spec import CniError
@@ -55,9 +57,16 @@ def answers(datapath: Datapath) -> Mapping[str, Answer]:
         own = datapath.addresses()
         try:
             found = await list_flows(own.keys() | datapath.pod_addresses())
-        except ConntrackError as error:
+            local = await datapath.local_addresses()
+        except (ConntrackError, RouteError) as error:
             raise CniError(spec.TRY_AGAIN_LATER, str(error)) from error
-        some = [flow_json(flow, lambda of: own.get(of) or datapath.named(of)) for flow in found[:MOST_FLOWS]]
+        some = [
+            {
+                **flow_json(flow, lambda of: own.get(of) or datapath.named(of)),
+                "from_node": flow.source.address in local,
+            }
+            for flow in found[:MOST_FLOWS]
+        ]
         return {**listed("flows", some), "total": len(found)}
 
     following = Following(datapath, flow_json, denied_json)

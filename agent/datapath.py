@@ -278,6 +278,10 @@ class Datapath:
         """The host ends of this node's Pods' links, by the Pods' addresses."""
         return {address: each.link for each in self._attached.values() for address in each.addresses}
 
+    async def local_addresses(self) -> frozenset[IPAddress]:
+        """The node's own. Raises RouteError."""
+        return await self._local_addresses()
+
     def named(self, address: IPAddress) -> str:
         """The Pods of the cluster whose own address this is, as namespace/name; "" for none."""
         pods = self.store.snapshot.pods_at(address).items()

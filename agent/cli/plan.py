@@ -190,10 +190,12 @@ def _present(asked: Asked) -> tuple[Snapshot, list[str]]:
     if not asked.live:
         snapshot, made = with_pods(snapshot, (each.body for each in load(asked.files).documents))
         if made:
-            notes.append(f"{len(made)} Pods are as their workloads' templates describe them")
+            notes.append(f"{_counted(len(made), 'Pod')} as the workloads' templates describe them")
     snapshot, given = with_addresses(snapshot)
     if given:
-        notes.append(f"{len(given)} Pods have no address yet: what an ipBlock says of them is not known")
+        notes.append(
+            f"{_counted(len(given), 'Pod')} without an address yet: what an ipBlock says of them is not known"
+        )
     return snapshot, notes
 
 
@@ -234,6 +236,7 @@ def _flow(node: str, of: Mapping[str, Any]) -> LiveFlow:
         source["port"],
         ip_address(destination["address"]),
         destination["port"],
+        of["from_node"],
     )
 
 

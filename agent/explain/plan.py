@@ -72,7 +72,10 @@ class Backing(NamedTuple):
 
 
 class LiveFlow(NamedTuple):
-    """A flow as a node's agent tells it, by its real ends; ports are 0 where there are none."""
+    """A flow as a node's agent tells it, by its real ends; ports are 0 where there are none.
+
+    from_node: the node itself began it, whom no policy stops.
+    """
 
     node: str
     protocol: str
@@ -80,6 +83,7 @@ class LiveFlow(NamedTuple):
     sport: int
     destination: IPAddress
     dport: int
+    from_node: bool = False
 
 
 class Cut(NamedTuple):
@@ -175,6 +179,8 @@ def _removed_at(changed: Iterable[Changed]) -> dict[IPAddress, Pod]:
 
 
 def _ended_by(after: World, flow: LiveFlow) -> str:
+    if flow.from_node:
+        return ""
     protocol = flow.protocol.upper()
     port = flow.dport if protocol in ("TCP", "UDP", "SCTP") else None
     packet = Packet(flow.source, flow.destination, protocol, port)

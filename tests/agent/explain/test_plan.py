@@ -45,7 +45,7 @@ SHOP = [
     *NODES,
     namespace("shop"),
     namespace("other"),
-    pod("shop/api", "10.244.0.2", ports=[("http", 8080)], app="api"),
+    pod("shop/api", "10.244.0.2", "fd00:10:244::2", ports=[("http", 8080)], app="api"),
     pod("shop/web", "10.244.0.3", app="web"),
     pod("other/job", "10.244.0.4", node="node-2", app="job"),
 ]
@@ -79,7 +79,7 @@ def test_a_new_policy() -> None:
     assert [each for each in said(made) if "/0" not in str(each)] == [
         ("closes", ["shop/web"], ["shop/api"], "every port but TCP 8080"),
     ]
-    assert ("closes", ["other/job", "nodes", "0.0.0.0/0"], ["shop/api"], "every port") in said(made)
+    assert ("closes", ["other/job", "nodes", "0.0.0.0/0", "::/0"], ["shop/api"], "every port") in said(made)
     assert made.sentences == (
         "NetworkPolicy shop/api (new) isolates 1 Pod of shop for ingress; it lets in what comes from Pods "
         "app=web of its own namespace on TCP http",
@@ -174,6 +174,7 @@ def test_the_flows_that_end_are_those_that_their_pods_node_would_deny() -> None:
         flow(web, api, NODE),
         flow(web, api, NODE, port=9090),
         flow("192.168.10.1", api, NODE),  # its own node
+        flow("fd00:10:244::", "fd00:10:244::2", NODE)._replace(from_node=True),
         flow(api, job, NODE),
     ]
     found = list(cuts(after, flows))
