@@ -5,7 +5,7 @@ Everything that decides is written; labels, annotations and fields that podwall 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import yaml
@@ -25,8 +25,12 @@ from agent.cluster.model import (
 def policy_text(policy: NetworkPolicy) -> str:
     """The policy as YAML; what could not be used of it stands at its head as comments."""
     head = "".join(f"# cannot be used: {_one_line(str(problem))}\n" for problem in policy.problems)
-    body = yaml.safe_dump(policy_document(policy), sort_keys=False, default_flow_style=False)
-    return f"{head}{body}"
+    return f"{head}{written(policy_document(policy))}"
+
+
+def written(document: Mapping[str, Any]) -> str:
+    """A document as YAML."""
+    return str(yaml.safe_dump(dict(document), sort_keys=False, default_flow_style=False))
 
 
 def policy_document(policy: NetworkPolicy) -> dict[str, Any]:

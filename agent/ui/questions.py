@@ -19,16 +19,18 @@ from agent.cli.why import answer_json, as_address, in_the_kernel
 from agent.cluster.model import NetworkPolicy, Pod, Protocol, Service
 from agent.explain.ends import takes_part
 from agent.explain.groups import grouped
-from agent.explain.matrix import columns_of, matrix
+from agent.explain.matrix import Column, columns_of, matrix
 from agent.explain.observed import Seen
 from agent.explain.plan import LiveFlow
 from agent.explain.policy import selected_by
 from agent.explain.question import CannotAnswerError, Question
+from agent.explain.remedy import Change
 from agent.explain.way import why
 from agent.explain.world import End, UnknownNameError, World, title
 from agent.ui.drawing import drawing
 from agent.ui.entities import on_pod_network, pod_id
 from agent.ui.live import Live
+from agent.ui.manifest import policy_document, written
 from agent.ui.rehearsal import UnreadableError, rehearsed
 
 Given = Mapping[str, str]
@@ -71,7 +73,7 @@ def why_answer(live: Live, given: Given) -> Mapping[str, Any]:
         **answer_json(in_the_kernel(answer, nodes), nodes, looked.lines),
         "source": title(source),
         "target": title(target),
-        "patches": [change.text() for change in answer.changes],
+        "patches": [_patch(looked.world, change) for change in answer.changes],
         "policies": [drawing(looked.world, policy) for policy in _policies(looked.world, source, target)],
     }
 
@@ -103,12 +105,11 @@ def matrix_table(live: Live, given: Given) -> Mapping[str, Any]:
         ],
         "columns": [
             {
-                "label": group.label,
-                "pods": [pod_id(pod) for of in group.members if isinstance(pod := columns[of].target, Pod)],
-                "protocol": columns[group.members[0]].protocol,
-                "port": columns[group.members[0]].port,
+                "label": f"{group.label} {ports}",
+                "pods": sorted({_target(columns[of]) for of in group.members}),
+                "ports": sorted({(columns[of].protocol, columns[of].port) for of in group.members}),
             }
-            for group in shown.columns
+            for group, ports in zip(shown.columns, shown.ports, strict=True)
         ],
         "cells": [list(row) for row in shown.cells],
     }
@@ -167,6 +168,19 @@ def _port(text: str) -> int | str | None:
     if len(text) > 5 or not 1 <= int(text) <= 65535:
         raise CannotBeAnsweredError(f"port {text} is not from 1 to 65535")
     return int(text)
+
+
+def _target(column: Column) -> str:
+    assert isinstance(column.target, Pod)  # columns_of makes no others
+    return pod_id(column.target)
+
+
+def _patch(world: World, change: Change) -> dict[str, str]:
+    """A change in words, and the whole policy with it; "" where not all of the policy could be read."""
+    policy = world.snapshot.policies.get(change.policy)
+    if policy is None or policy.problems:
+        return {"text": change.text(), "manifest": ""}
+    return {"text": change.text(), "manifest": written(change.applied(policy_document(policy)))}
 
 
 def _policies(world: World, source: End, target: End) -> list[NetworkPolicy]:

@@ -115,8 +115,13 @@ def policies() -> Iterator[Object]:
     yield egress
 
 
-def talk(lab: Lab, talks: Iterable[tuple[str, str, int]], times: int = 1) -> list[str]:
-    """Connect every replica to every replica, so often; what was seen of each, in order."""
+def talk(
+    lab: Lab, talks: Iterable[tuple[str, str, int]], times: int = 1, *, by_service: bool = False
+) -> list[str]:
+    """Connect every replica to every replica, so often; what was seen of each, in order.
+
+    by_service: as many connections, but to the Service's address.
+    """
     pods: dict[str, list[LabPod]] = {}
     for pod in lab.pods():
         name = next(
@@ -126,7 +131,7 @@ def talk(lab: Lab, talks: Iterable[tuple[str, str, int]], times: int = 1) -> lis
         )
         pods.setdefault(f"{pod.namespace}/{name}", []).append(pod)
     tried = [
-        probe.Probe(source.netns, target.address(4), port)
+        probe.Probe(source.netns, (lab.service(other) if by_service else target).address(4), port)
         for one, other, port in talks
         for source in pods[one]
         for target in pods[other]

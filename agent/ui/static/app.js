@@ -40,6 +40,7 @@ class App {
     this.makeTabs();
     this.makeFilters();
     byId("ask").addEventListener("click", () => this.model && this.panel.ask(this.model));
+    byId("plan").addEventListener("click", () => this.model && this.panel.rehearse(this.model, template(this.filters.namespace || this.state.namespace)));
     document.addEventListener("visibilitychange", () => document.hidden || this.look());
   }
 
@@ -61,7 +62,9 @@ class App {
   }
 
   take(state) {
+    const first = !this.state;
     this.state = state;
+    if (first && !state.live) this.choose("matrix");
     this.model = arranged(state);
     this.panel.model = this.model;
     this.panel.policies = state.cluster.policies;
@@ -256,5 +259,17 @@ class App {
     select.value = names.includes(chosen) ? chosen : "";
   }
 }
+
+// What a rehearsal begins with when it is about a policy that is not there yet.
+const template = (namespace) => `apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata:
+  namespace: ${namespace}
+  name: default-deny
+spec:
+  podSelector: {}
+  policyTypes:
+  - Ingress
+`;
 
 new App().look();

@@ -19,9 +19,10 @@ export class Graph {
     this.onLine = onLine;
     this.boxes = svg("g");
     this.lines = svg("g");
+    this.labels = svg("g");
     this.cards = svg("g");
     this.marks = svg("g");
-    this.scene = svg("g", {}, this.boxes, this.lines, this.cards, this.marks);
+    this.scene = svg("g", {}, this.boxes, this.lines, this.labels, this.cards, this.marks);
     this.hint = html("p", { class: "hint", "aria-hidden": "true" });
     this.picture = svg("svg", { class: "picture", role: "group" }, svg("defs", {}, KINDS.map(arrow)), this.scene);
     this.sight = new Sight(this.picture, this.scene);
@@ -36,7 +37,8 @@ export class Graph {
     this.element.classList.toggle("rehearsed", rehearsed);
     Object.assign(this, { model, placed, perPod, shown: lines });
     this.picture.setAttribute("aria-label", `${model.cards.size} workloads and ${lines.length} lines; arrow keys move`);
-    this.join(this.boxes, [...placed.boxes], ([key]) => `box ${key}`, newBox, ([key, at], of) => this.setBox(of, key, at));
+    this.join(this.boxes, [...placed.boxes], ([key]) => `box ${key}`, newBox, ([, at], of) => setBox(of, at));
+    this.join(this.labels, [...placed.boxes], ([key]) => `label ${key}`, newLabel, ([key, at], of) => this.setLabel(of, key, at));
     this.join(this.cards, [...placed.cards], ([key]) => `card ${key}`, (item) => this.newCard(item), ([key, at], of) => {
       of.classList.toggle("faded", lit !== null && !lit.has(key));
       of.classList.toggle("selected", selected === key);
@@ -81,10 +83,9 @@ export class Graph {
     return { ...card, y: card.y + CARD.head + index * CARD.row, height: CARD.row };
   }
 
-  setBox(of, key, at) {
+  setLabel(of, key, at) {
     move(of, at);
-    size(of.firstChild, at);
-    setText(of.lastChild, this.model.boxes.get(key).label, at.width - 28, 12);
+    setText(of.firstChild, this.model.boxes.get(key).label, at.width - 28, 12);
   }
 
   newCard([key]) {
@@ -237,7 +238,14 @@ const SHIELD = "l6 2.4v4.2q0 4.6-6 6.8q-6-2.2-6-6.8v-4.2z";
 
 const shield = () => svg("svg", { width: 14, height: 16, "aria-hidden": "true" }, svg("path", { class: "guard", d: `M7 1${SHIELD}` }));
 
-const newBox = () => svg("g", { class: "box" }, svg("rect", { rx: 12 }), svg("text", { x: 15, y: 23 }));
+const newBox = () => svg("g", { class: "box" }, svg("rect", { rx: 12 }));
+
+function setBox(of, at) {
+  move(of, at);
+  size(of.firstChild, at);
+}
+
+const newLabel = () => svg("g", { class: "label" }, svg("text", { x: 15, y: 23 }));
 
 const SIGNS = { denied: "M-3 -3L3 3M3 -3L-3 3", opened: "M-3.5 0H3.5M0 -3.5V3.5", audit: "M0 -4V1M0 3V4" };
 

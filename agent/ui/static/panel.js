@@ -122,7 +122,7 @@ export class Panel {
       return;
     }
     this.say(found.sentence);
-    fill(into, this.sentence(found, row), this.steps(found), found.patches.map((text) => section("It would be allowed with", html("pre", { tabindex: "0" }, text))),
+    fill(into, this.sentence(found, row), this.steps(found), found.patches.map((patch) => this.patch(model, patch)),
       found.policies.map((policy) => section(`Policy ${policy.key}`, drawing(policy, (id) => this.ask(model, { target: id })),
         html("div", { class: "row" }, html("button", { type: "button", onclick: () => this.rehearse(model, policy.manifest) }, "What if it were different?")))));
   }
@@ -148,7 +148,7 @@ export class Panel {
   }
 
   // What if: a manifest, edited, and what it would do.
-  rehearse(model, manifest) {
+  rehearse(model, manifest, atOnce = false) {
     const text = html("textarea", { name: "manifest", rows: "18", spellcheck: "false", autocapitalize: "off" }, manifest);
     const answer = html("div", { class: "answer" });
     const form = html("form", { class: "ask" }, html("label", { class: "labelled" }, "Manifest: a NetworkPolicy, or others", text),
@@ -163,12 +163,18 @@ export class Panel {
       this.say(found.failure ?? summary(found));
     });
     this.open("What if", html("p", { class: "quiet" }, "Nothing is changed: the answer is computed from the cluster as it is."), form, answer);
-    text.focus();
+    if (atOnce) form.requestSubmit();
+    else text.focus();
   }
 
   ended(answer) {
     fill(answer);
     this.onPlan(null);
+  }
+
+  patch(model, { text, manifest }) {
+    const rehearse = html("button", { type: "button", onclick: () => this.rehearse(model, manifest, true) }, "What else would that open?");
+    return section("It would be allowed with", html("pre", { tabindex: "0" }, text), manifest && html("div", { class: "row" }, rehearse));
   }
 
   async policy(key) {

@@ -11,6 +11,8 @@ const COLUMNS = [
   ["source", "From", (row, model) => nameOf(model, row.source)],
   ["target", "To", (row, model) => nameOf(model, row.target)],
   ["port", "Port", (row) => row.port],
+  ["by", "Service", (row) => row.services.join(", ")],
+  ["policies", "Policy", (row) => policiesOf(row)],
   ["count", "Seen", (row) => row.count],
   ["last", "Last", (row) => row.last],
 ];
@@ -56,10 +58,14 @@ export class Table {
       html("td", {}, nameOf(model, row.source)),
       html("td", {}, nameOf(model, row.target)),
       html("td", { class: "number" }, portOf(row)),
+      html("td", {}, row.services.join(", ")),
+      html("td", {}, policiesOf(row)),
       html("td", { class: "number" }, row.verdict !== "allowed" ? plural(row.count, "packet") : row.open ? `${row.count}, ${row.open} open` : `${row.count}`),
       html("td", { class: "number" }, ago(now - row.last)));
   }
 }
+
+const policiesOf = (row) => (row.policies ?? []).join(", ");
 
 const SIGNS = { denied: "✕", audit: "!", allowed: "✓" };
 const SPOKEN = { denied: "denied", audit: "would be denied", allowed: "allowed" };
