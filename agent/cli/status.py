@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast
@@ -42,7 +43,8 @@ class Found:
     @classmethod
     def of(cls, asked: Asked) -> Self:
         """Ask every agent of the cluster. Raises Unreachable when there is none."""
-        with asked.agents() as agents:
+        with asked.agents() as agents, ThreadPoolExecutor(1) as beside:
+            nodes = beside.submit(asked.nodes)
             if not agents.nodes:
                 raise Unreachable(
                     "there is no podwall agent in the cluster: is podwall installed? "
@@ -55,7 +57,7 @@ class Found:
             healths |= {
                 node: _of_older(each) for node, each in agents.ask_all("status", nodes=unlike).items()
             }
-        return cls(healths, judge(healths, asked.nodes()))
+            return cls(healths, judge(healths, nodes.result()))
 
     @property
     def answered(self) -> dict[str, Health]:
