@@ -23,6 +23,8 @@ from agent.cli.output import NEGATIVE, Coloured, output_option, show
 from agent.cluster.errors import ApiError, NotFound
 from agent.explain.findings import (
     CHECKED,
+    CHECKED_HERE,
+    CHECKED_OBJECTS,
     ERROR,
     NOTE,
     SEVERITIES,
@@ -63,18 +65,21 @@ def doctor(asked: Asked, only: tuple[str, ...], here: bool, config: Path | None,
     if config and not here:
         raise click.UsageError("--config goes with --here; agents elsewhere have theirs")
     found, names = _here(config) if here else examine(asked, only)
+    checked = CHECKED_HERE if here else CHECKED if asked.live else CHECKED_OBJECTS
     content = {
         "ok": not wrong(found),
         "nodes": names,
         "findings": [each.to_json() for each in found],
-        "checked": list(CHECKED),
+        "checked": list(checked),
     }
-    show(output, content, lambda: lines(found, names))
+    show(output, content, lambda: lines(found, names, checked))
     if wrong(found):
         raise SystemExit(NEGATIVE)
 
 
-def lines(found: Iterable[Finding], names: list[str]) -> Iterator[str | Coloured]:
+def lines(
+    found: Iterable[Finding], names: list[str], checked: Iterable[str] = CHECKED
+) -> Iterator[str | Coloured]:
     """The findings as a person reads them, and what was looked at."""
     found = tuple(found)
     alike: dict[tuple[str, str], list[Finding]] = {}
@@ -91,12 +96,12 @@ def lines(found: Iterable[Finding], names: list[str]) -> Iterator[str | Coloured
         counts = [(sum(each.severity == kind for each in found), kind) for kind in SEVERITIES]
         yield ", ".join(f"{count} {kind}{'s' * (count != 1)}" for count, kind in counts if count)
     else:
-        yield f"nothing is wrong on {_nodes(names)}"
-    yield f"checked on {_nodes(names)}: {'; '.join(CHECKED)}"
+        yield f"nothing is wrong{_on(names)}"
+    yield f"checked{_on(names)}: {'; '.join(checked)}"
 
 
-def _nodes(names: list[str]) -> str:
-    return f"{len(names)} node{'s' * (len(names) != 1)} ({listed(names)})" if names else "no node"
+def _on(names: list[str]) -> str:
+    return f" on {len(names)} node{'s' * (len(names) != 1)} ({listed(names)})" if names else ""
 
 
 # A cluster

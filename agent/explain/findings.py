@@ -35,6 +35,9 @@ CHECKED = (
     "the API server and what podwall may do there",
 )
 """What all findings together look at."""
+CHECKED_OBJECTS = ("the Nodes' podCIDRs, beside each other, the Nodes' addresses and the Services'",)
+CHECKED_HERE = tuple(each for each in CHECKED if each not in ("clocks", "versions", "addresses for Pods"))
+"""The same without agents, and on one machine alone."""
 
 FULL, NEARLY_FULL = 0.97, 0.8
 MANY_ADDRESSES = 0.9
