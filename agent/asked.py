@@ -23,8 +23,8 @@ from agent.datapath import Datapath
 from agent.denials import Denied
 from agent.following import Following, Unlogged
 from agent.headers import PROTOCOL_NAMES
-from agent.routes.kernel import RouteError
 from agent.nft.handles import KernelRule, rules
+from agent.routes.kernel import RouteError
 from cni import spec, wire
 from cni.spec import CniError
 
