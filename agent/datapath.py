@@ -324,7 +324,7 @@ class Datapath:
     async def _judge(self) -> Callable[[Flow], bool]:
         """Whether a flow is allowed by the rules in force now."""
         local = await self._local_addresses()
-        judge = flows.Judge(Evaluator(self.rules.ruleset), self.links(), local)
+        judge = flows.Judge(Evaluator(self.rules.ruleset, flows.to_one), self.links(), local)
         return self._answers.judge(judge.allowed)
 
 

@@ -21,7 +21,7 @@ from agent.cluster.model import IPAddress
 from agent.compile import verdicts
 from agent.conntrack import Endpoint, Flow
 from agent.nft.evaluate import Evaluator, HookName
-from agent.nft.model import Proto, Ruleset, TcpFlag
+from agent.nft.model import FibType, Key, Proto, Ruleset, TcpFlag
 from agent.nft.packet import Packet
 
 ELSEWHERE = "elsewhere"  # the name of any link that is no Pod's
@@ -40,8 +40,13 @@ def isolated(ruleset: Ruleset) -> frozenset[IPAddress]:
     )
 
 
+def to_one(_flags: tuple[str, ...], _result: str, _packet: Packet) -> Key:
+    """What routing says of a known flow's destination: a Pod's packets to many never become one."""
+    return FibType.UNICAST
+
+
 class Judge:
-    """Judges flows by a ruleset; `links` are Pod addresses' links, `local` the node's own addresses."""
+    """Judges flows by a ruleset, whose evaluator has `to_one`; `links` are Pod addresses' links, `local` the node's own addresses."""
 
     def __init__(self, evaluator: Evaluator, links: Mapping[IPAddress, str], local: Set[IPAddress]) -> None:
         self._evaluator = evaluator

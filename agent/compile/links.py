@@ -4,15 +4,18 @@ What happens to a packet (priorities in brackets; defragmentation is at -400, co
 
     from a Pod's link                                   to a Pod's link
       |                                                   |
-      v  inet prerouting [-450]                           v  inet postrouting [-450]
+      v  inet prerouting [-450]                           v  inet forward [0], output [300]
     is `link . source` in pod_links? no: drop           is `link . destination` in pod_links? no: drop
     (from any other: source in pod_addresses: drop)
       |                                                   |
-      v  connection tracking, then prerouting [-150]:     v
-    neighbour and router discovery, redirect,           the Pod
-    broadcast, multicast, stray fragment: drop
+      v  connection tracking, then prerouting [-150]      v
+    neighbour and router discovery, redirect,           policy, then the Pod
+    stray fragment: drop
       |
-      v  Services, policy (their own chains, later in the hooks)
+      v  Services, then inet forward, input [0]
+    broadcast, multicast: drop
+      |
+      v  policy (agent.compile.verdicts, which has the chains of forward and input)
       |
       v  inet postrouting [100]
     back to the link it came from (a Pod reached itself through a Service): masquerade
@@ -20,13 +23,18 @@ What happens to a packet (priorities in brackets; defragmentation is at -400, co
 
     ARP on a Pod's link, either way: drop
 
-The source is checked before defragmentation: after it a fragment sent under another Pod's address could
-have been joined with that Pod's own. Neighbour discovery is checked after it, because only a whole packet
-shows its type, and `icmpv6 type` looks behind extension headers; and after connection tracking, to spare the
-packets of known flows, whose first packet was looked at. Neither is needed: both ends of a link
-know each other by permanent neighbour entries and have no link-local address, so DHCP, multicast, ARP, a
-link-local or unspecified source all die here, counted. Frames that are neither IP nor ARP (VLAN tags,
-unknown types) have no receiver on the host.
+Both addresses are checked on every packet, the source before defragmentation: after it a fragment sent under
+another Pod's address could have been joined with that Pod's own. The destination is checked where the packet
+has been routed: what a node forwards, and what it sends itself, is all that can go to a link, and nothing
+changes it afterwards. Each check is one rule for the usual packet, and no base chain is there for one check
+alone: of what the rules cost a packet, this is most (docs/decisions/0009-hot-path.md).
+
+Neighbour discovery is looked for later, because only a whole packet shows its type, and `icmpv6 type` looks
+behind extension headers. Connection tracking makes no flow of it, nor of a fragment that fits no others, so
+packets that are part of a flow or begin one are not looked at. None of what is dropped is needed: both ends
+of a link know each other by permanent neighbour entries and have no link-local address, so DHCP, multicast,
+ARP, a link-local or unspecified source all die, here or in routing where nobody takes them. Frames that are
+neither IP nor ARP (VLAN tags, unknown types) have no receiver on the host.
 
 A Pod's link is `podwall` and eight hexadecimal digits; podwall's own devices have a dash there (podwall-
 vxlan) and are no Pod's.
@@ -44,8 +52,8 @@ from agent.cluster.model import Node
 from agent.compile.names import ARP_TABLE, TABLE, comment
 from agent.compile.packets import ADDRESS_TYPES, FAMILIES, IP, Interface, link_and, on_pod_link
 from agent.nft.model import (
+    ACCEPT,
     DROP,
-    RETURN,
     Address,
     Chain,
     Counter,
@@ -78,6 +86,7 @@ from agent.nft.model import (
 BEFORE_DEFRAGMENTATION = -450
 BEHIND_CONNTRACK = -150
 FILTER = 0
+BEHIND_FILTERS = 300
 SOURCE_NAT = 100
 
 STATIC: Owner = ("links",)
@@ -87,6 +96,8 @@ POD_LINKS = {4: SetName(TABLE, "pod_links4"), 6: SetName(TABLE, "pod_links6")}
 POD_ADDRESSES = {4: SetName(TABLE, "pod_addresses4"), 6: SetName(TABLE, "pod_addresses6")}
 POD_CIDRS = {4: SetName(TABLE, "pod_cidrs4"), 6: SetName(TABLE, "pod_cidrs6")}
 CLUSTER_RANGES = {4: SetName(TABLE, "cluster4"), 6: SetName(TABLE, "cluster6")}
+
+NOT_TO_ONE, TO_LINK = "not_to_one", "to_link"
 
 # Multicast listener and neighbour discovery, redirect and router renumbering (130-138), inverse discovery and
 # MLDv2 (141-143), SEND (148, 149), multicast router discovery (151-153).
@@ -159,21 +170,32 @@ def _sets() -> Iterator[Item]:
 
 
 def _link_chains() -> Iterator[Item]:
-    yield _source()
-    yield _hooked("link_control", "prerouting", BEHIND_CONNTRACK, "iifname", "control_from_link")
-    yield _hooked("link_destination", "postrouting", BEFORE_DEFRAGMENTATION, "oifname", "to_link")
-    yield Chain(TABLE, "from_link", tuple(_not_of_the_link("iifname", "saddr", "source")))
-    yield Chain(TABLE, "to_link", tuple(_not_of_the_link("oifname", "daddr", "destination")))
+    hook = Hook("filter", "prerouting", BEFORE_DEFRAGMENTATION)
+    yield Chain(TABLE, "link_source", tuple(_source()), hook)
+    flow = Rule((Match(Ct("state"), "in", CtState.ESTABLISHED | CtState.NEW), ACCEPT))
+    control = Rule((*on_pod_link("iifname"), Verdict("goto", "control_from_link")))
+    hook = Hook("filter", "prerouting", BEHIND_CONNTRACK)
+    yield Chain(TABLE, "link_control", (flow, control), hook)
     yield Chain(TABLE, "control_from_link", tuple(_control()))
+    to_link = Rule((*on_pod_link("oifname"), Verdict("jump", TO_LINK)))
+    yield Chain(TABLE, "link_output", (to_link,), Hook("filter", "output", BEHIND_FILTERS))
+    yield Chain(TABLE, TO_LINK, tuple(_not_of_the_link()))
+    yield Chain(TABLE, NOT_TO_ONE, tuple(_not_to_one()))
 
 
-def _source() -> Chain:
+def _source() -> Iterator[Rule]:
     """Who comes by a Pod's link must have its address; who comes by any other must not have a Pod's."""
-    rules = [Rule((*on_pod_link("iifname"), Verdict("goto", "from_link")))]
+    for version, name in POD_LINKS.items():
+        yield Rule((Match(link_and("iifname", version, "saddr"), "==", Named(name.name)), ACCEPT))
+    yield _drop(*on_pod_link("iifname"), why="source address is not of this link")
     for version, name in POD_ADDRESSES.items():
-        key = Payload(IP[version], "saddr")
-        rules.append(_drop(Match(key, "==", Named(name.name)), why="source address is of a Pod of this node"))
-    return Chain(TABLE, "link_source", tuple(rules), Hook("filter", "prerouting", BEFORE_DEFRAGMENTATION))
+        known = Match(Payload(IP[version], "saddr"), "==", Named(name.name))
+        yield _drop(known, why="source address is of a Pod of this node")
+
+
+def to_its_link(version: int) -> Match:
+    """That a packet goes to a Pod's link and to an address of this very link."""
+    return Match(link_and("oifname", version, "daddr"), "==", Named(POD_LINKS[version].name))
 
 
 def _control() -> Iterator[Rule]:
@@ -181,26 +203,21 @@ def _control() -> Iterator[Rule]:
 
     The rules of policy ask for connections' states, so fragments that fit have been joined before.
     """
-    yield Rule((Match(Ct("state"), "in", CtState.ESTABLISHED), RETURN))
     yield _drop(Match(Payload("icmpv6", "type"), "==", LINK_CONTROL), why="neighbour or router discovery")
     yield _drop(Match(Payload("icmp", "type"), "==", ROUTER_MESSAGES), why="redirect or router discovery")
-    yield _drop(Match(Meta("pkttype"), "!=", PacketType.HOST), why="not addressed to the node's end")
-    yield _drop(Match(Fib(("daddr",), "type"), "==", TO_MANY), why="to many")
     yield _drop(Match(Exthdr("frag"), "==", True), why="a fragment that does not fit the others")
 
 
-def _hooked(
-    name: str, hook: Literal["prerouting", "postrouting"], priority: int, interface: Interface, target: str
-) -> Chain:
-    """A base chain that sends packets of Pods' links to another chain and lets all others pass at once."""
-    rule = Rule((*on_pod_link(interface), Verdict("jump", target)))
-    return Chain(TABLE, name, (rule,), Hook("filter", hook, priority))
+def _not_to_one() -> Iterator[Rule]:
+    """What a Pod may say neither to its node nor to anybody beyond it."""
+    yield _drop(Match(Meta("pkttype"), "!=", PacketType.HOST), why="not addressed to the node's end")
+    yield _drop(Match(Fib(("daddr",), "type"), "==", TO_MANY), why="to many")
 
 
-def _not_of_the_link(interface: Interface, field: Literal["saddr", "daddr"], word: str) -> Iterator[Rule]:
+def _not_of_the_link() -> Iterator[Rule]:
     for version, name in POD_LINKS.items():
-        key = link_and(interface, version, field)
-        yield _drop(Match(key, "!=", Named(name.name)), why=f"{word} address is not of this link")
+        other = Match(link_and("oifname", version, "daddr"), "!=", Named(name.name))
+        yield _drop(other, why="destination address is not of this link")
 
 
 def _drop(*matches: Match, why: str) -> Rule:

@@ -97,8 +97,8 @@ def _forward(port: int) -> Chain:
     rules = tuple(
         Rule(
             (
-                *on_pod_link("iifname"),
                 *_vxlan(port),
+                *on_pod_link("iifname"),
                 Match(Payload(IP[version], "daddr"), "!=", Named(POD_CIDRS[version].name)),
                 Counter(),
                 DROP,

@@ -2,8 +2,13 @@
 
     forward (Pods, other nodes, outside)               input (from a Pod to its own node)
       |                                                  |
-      v  part of a connection: accept                    v  from a Pod's link: the same, but for the last step
-    ICMP: an error about somebody else's connection?     (whoever receives is no Pod)
+      v  to a Pod's link that does not have              v  from a Pod's link: the same, but for the first
+    the destination address: drop                        and the last step (whoever receives is no Pod)
+      |
+      v  part of a connection: accept
+    from a Pod to many: drop
+      |
+      v  ICMP: an error about somebody else's connection?
       |   from a Pod: drop; about a known one: accept
       v
     TCP or SCTP that begins in the middle, from or to an isolated Pod: drop
@@ -16,6 +21,10 @@
 
 This is after DNAT and before masquerade, so addresses are those of the Pods.  Pods without policies are in
 none of the maps, and what the node itself sends (probes) passes no hook here.
+
+The way is short for the usual packet: part of a connection and to a Pod's link or elsewhere, it meets two or
+five rules; the first packet to a Pod of this node goes through `to_pod`, one to elsewhere meets no ingress
+rules, as only this node's Pods have any here.
 
 TCP.  A flow that a policy no longer allows is ended by deleting its entry from connection tracking.  Its
 next packet, from either side, would make a new entry, and even a denied direction would be open again as
@@ -41,7 +50,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from agent.cluster.model import Direction, Family
-from agent.compile.links import POD_LINKS
+from agent.compile.links import NOT_TO_ONE, POD_LINKS, TO_LINK, to_its_link
 from agent.compile.names import TABLE, comment
 from agent.compile.packets import ADDRESS_TYPES, FAMILIES, IP, link_and, on_pod_link
 from agent.nft.model import (
@@ -146,19 +155,13 @@ def _sets() -> Iterator[Set]:
 
 
 def _chains() -> Iterator[Chain]:
-    yield Chain(
-        TABLE,
-        "policy_forward",
-        (*_before_policy(), *_policy("Egress"), *_policy("Ingress")),
-        _hook("forward"),
-    )
-    yield Chain(
-        TABLE,
-        "policy_input",
-        (Rule((*on_pod_link("iifname"), Verdict("jump", "pod_to_node"))),),
-        _hook("input"),
-    )
-    yield Chain(TABLE, "pod_to_node", (*_before_policy(), *_policy("Egress")))
+    yield Chain(TABLE, "policy_forward", tuple(_forward()), _hook("forward"))
+    yield Chain(TABLE, "known_flow", tuple(_known_flow()))
+    yield Chain(TABLE, "to_pod", (*_before(), *_policy("Egress"), *_policy("Ingress")))
+    from_pod = Rule((*on_pod_link("iifname"), Verdict("jump", "pod_to_node")))
+    yield Chain(TABLE, "policy_input", (from_pod,), _hook("input"))
+    to_one = Rule((Verdict("jump", NOT_TO_ONE),))
+    yield Chain(TABLE, "pod_to_node", (Rule((ESTABLISHED, ACCEPT)), to_one, *_before(), *_policy("Egress")))
     yield Chain(
         TABLE,
         "icmp_errors",
@@ -173,8 +176,29 @@ def _hook(hook: Literal["forward", "input"]) -> Hook:
     return Hook("filter", hook, FILTER)
 
 
-def _before_policy() -> Iterator[Rule]:
-    yield Rule((ESTABLISHED, ACCEPT))
+def _forward() -> Iterator[Rule]:
+    yield Rule((ESTABLISHED, Verdict("goto", "known_flow")))
+    for family in FAMILIES:
+        yield Rule((to_its_link(family), Verdict("goto", "to_pod")))
+    yield _to_another_link()
+    yield Rule((*on_pod_link("iifname"), Verdict("jump", NOT_TO_ONE)))
+    yield from _before()
+    yield from _policy("Egress")
+
+
+def _known_flow() -> Iterator[Rule]:
+    for family in FAMILIES:
+        yield Rule((to_its_link(family), ACCEPT))
+    yield _to_another_link()
+    yield Rule((ACCEPT,))
+
+
+def _to_another_link() -> Rule:
+    return Rule((*on_pod_link("oifname"), Verdict("goto", TO_LINK)))
+
+
+def _before() -> Iterator[Rule]:
+    """What is decided before policies are asked."""
     yield Rule((ICMP, Verdict("jump", "icmp_errors")))
     for not_first in NOT_FIRST:
         yield Rule((not_first, Verdict("jump", "midstream")))

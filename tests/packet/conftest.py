@@ -4,9 +4,9 @@
       attacker, neighbour                  remote
                                            also 192.168.99.2 and fd99::2, which no Node object says
 
-The Pods' links are made by `agent.pods.wiring`, the rules are those of `agent.compile.links` and
-`agent.compile.tunnel` as nft loads them, the routes come from `agent.routes`. Every Pod and node has a UDP
-socket on PORT, so that a packet that arrives is seen twice: on the wire and by the one it was meant for.
+The Pods' links are made by `agent.pods.wiring`; the rules are those of `agent.compile.links`, `tunnel` and
+`verdicts` (without any policy) as nft loads them; the routes come from `agent.routes`. Every Pod and node has
+a UDP socket on PORT: a packet that arrives is seen twice, on the wire and by the one it was meant for.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 import pytest
 
 from agent.cluster.model import IPAddress, Node
-from agent.compile import links, tunnel
+from agent.compile import links, tunnel, verdicts
 from agent.nft import render
 from agent.nft.model import Item, Ruleset
 from agent.node import settle
@@ -142,7 +142,7 @@ class World:
 
     def rules(self, name: str) -> str:
         """The node's rules as text."""
-        items: list[Item] = [*links.static(), *links.cluster(self.nodes.values())]
+        items: list[Item] = [*links.static(), *verdicts.static(), *links.cluster(self.nodes.values())]
         items += tunnel.items(name, self.nodes.values(), self.plans[name])
         for pod, attachment in self.attachments.items():
             if f"node{PODS[pod][0]}" == name:

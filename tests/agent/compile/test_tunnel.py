@@ -63,7 +63,7 @@ def test_the_rules_read_like_their_purpose() -> None:
     for rule in (
         "udp dport 4789 ip saddr != @tunnel_peers4 counter drop",
         "udp dport 4789 ip6 saddr != @tunnel_peers6 counter drop",
-        'iifname "podwall*" iifname != "podwall-*" udp dport 4789 ip daddr != @pod_cidrs4 counter drop',
+        'udp dport 4789 iifname "podwall*" iifname != "podwall-*" ip daddr != @pod_cidrs4 counter drop',
         "ip saddr @pod_cidrs4 ip daddr @behind_tunnel4 counter masquerade fully-random",
     ):
         assert rule in text, text

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from pyroute2 import netns
 
-from agent.compile import links
+from agent.compile import links, verdicts
 from agent.nft import diff
 from agent.nft.kernel import Kernel
 from agent.nft.model import Ruleset
@@ -92,6 +92,7 @@ def _socket(pod: str, family: socket.AddressFamily, address: str, port: int = 0)
 WANTED = Ruleset(
     (
         *links.static(),
+        *verdicts.static(),
         *links.link("podwall0000000a", (ip_address(A), ip_address(A6)), "default", "a"),
         *links.link("podwall0000000b", (ip_address(B), ip_address(B6)), "default", "b"),
     )
