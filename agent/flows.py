@@ -46,7 +46,10 @@ def to_one(_flags: tuple[str, ...], _result: str, _packet: Packet) -> Key:
 
 
 class Judge:
-    """Judges flows by a ruleset, whose evaluator has `to_one`; `links` are Pod addresses' links, `local` the node's own addresses."""
+    """Judges flows by a ruleset, whose evaluator has `to_one`.
+
+    `links` are Pod addresses' links, `local` the node's own addresses.
+    """
 
     def __init__(self, evaluator: Evaluator, links: Mapping[IPAddress, str], local: Set[IPAddress]) -> None:
         self._evaluator = evaluator
