@@ -28,6 +28,7 @@ from typing import Any
 
 from agent import (
     asked,
+    bench,
     bugreport,
     calls,
     datapath,
@@ -123,6 +124,7 @@ class Agent:
         self.attachments = Attachments(
             config, Ledger(config.state_dir / "ledger.sqlite3", boot_id()), self.wiring, self
         )
+        self._bench = bench.Bench(self.attachments)
         self.load_balancer = self._load_balancer()
         self._health = http.Health(self.not_ready_all)
 
@@ -246,6 +248,7 @@ class Agent:
                 await self.load_balancer.close()
             # Requests under way end while rules are still committed: without them they would wait in vain.
             await server.stop()
+            await self._bench.close()
             await self.attachments.close()
             if work:
                 await _ended(work)
@@ -282,6 +285,7 @@ class Agent:
             **doctor.answers(self._known),
             **bugreport.answers(self.config),
             **verify.answers(self._verified()),
+            **self._bench.answers(),
         }
 
     def _verified(self) -> verify.Subject:

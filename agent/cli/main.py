@@ -8,6 +8,7 @@ import click
 from click.shell_completion import CompletionItem
 
 COMMANDS = {
+    "bench": ("agent.cli.bench", "bench", "How fast Pods reach each other, beside a bare veth pair."),
     "bugreport": (
         "agent.cli.bugreport",
         "bugreport",
