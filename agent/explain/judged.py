@@ -193,7 +193,8 @@ def _legs(way: Sent, views: Sequence[_View]) -> Iterator[Leg]:
         yield way.leg({(way.address, way.number): first.allowed_on(way.own)}, node=way.own)
     if way.entry and way.address is not None:
         ends = {(each.target.address, each.target.port): each.allowed_on(way.entry) for each in views}
-        yield way.leg(ends, seen=first.target.seen_source if way.asks_another else None)
+        as_it_comes = way.asks_another or way.address == first.target.address
+        yield way.leg(ends, seen=first.target.seen_source if as_it_comes else None)
     for view in views:
         if view.home and view.home not in seen and len(seen) <= MOST_LEGS:
             seen.add(view.home)

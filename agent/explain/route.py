@@ -94,6 +94,22 @@ def by_host_port(world: World, found: HostPort, question: Question) -> Route:
     return Route((target,), said, entry=found.node.name)
 
 
+def direct(world: World, question: Question, ip: IPAddress, port: int) -> Target:
+    """An end that is asked at its own address; behind a tunnel it sees a node under the tunnel's address."""
+    pod, own = world.pod_at(ip), node_of(question.source)
+    name = title(pod or world.node_at(ip) or Address(ip))
+    node = world.snapshot.nodes.get(own)
+    if (
+        node is None
+        or pod is None
+        or not is_node(question.source)
+        or pod.node not in world.tunnels.get(own, ())
+    ):
+        return Target(ip, port, name)
+    seen = next((cidr.network_address for cidr in node.pod_cidrs if cidr.version == ip.version), None)
+    return Target(ip, port, name, seen, f"{own} reaches Pods of {pod.node} by tunnel")
+
+
 def slices_of(world: World, service: Service) -> Iterator[EndpointSlice]:
     """The slices of a Service that podwall goes by."""
     for of in world.snapshot.slices_of(service.key).values():
@@ -115,10 +131,7 @@ def _headless(world: World, front: Frontend, question: Question) -> Route:
         empty = why_empty(world, front.service, front.port)
         return Route((), empty.sentence, empty.cause)
     asked = question.port if isinstance(question.port, int) else None
-    targets = tuple(
-        Target(ip, asked or port, title(world.pod_at(ip) or world.node_at(ip) or Address(ip)))
-        for ip, port in chosen
-    )
+    targets = tuple(direct(world, question, ip, asked or port) for ip, port in chosen)
     numbers = {port for _, port in chosen}
     doubt = ""
     if asked is not None and asked not in numbers:

@@ -23,7 +23,7 @@ from agent.explain.judged import Sent, judged, kept_in
 from agent.explain.legs import Leg
 from agent.explain.names import alias_of, looked_up
 from agent.explain.question import CannotAnswerError, Question
-from agent.explain.route import Route, Target, by_host_port, route
+from agent.explain.route import Route, Target, by_host_port, direct, route
 from agent.explain.service import Frontend, HostPort, NoFrontend
 from agent.explain.world import Address, End, World, addresses_of, node_of, title
 
@@ -53,7 +53,7 @@ def _asked(world: World, question: Question, before: tuple[Step, ...] = ()) -> A
             else:
                 to = by_host_port(world, found, question)
             return _through(world, _sent_to(question, source, found, to), found, to, steps)
-    target = _direct(question, source)
+    target = _direct(world, question, source)
     if isinstance(target, NoFrontend):
         return Answer(False, target.cause, f"denied: {target.sentence}", steps)
     way = Sent(question, source, node_of(question.source), target.address, target.port)
@@ -136,13 +136,13 @@ def _described(end: End, address: IPAddress) -> str:
     return str(end) if isinstance(end, Address) else f"{title(end)} ({address}){where}"
 
 
-def _direct(question: Question, source: IPAddress) -> Target | NoFrontend:
+def _direct(world: World, question: Question, source: IPAddress) -> Target | NoFrontend:
     """The target itself, at its own port. Raises CannotAnswerError."""
     target = question.target
     for address in (question.address,) if question.address else addresses_of(target):
         if address.version == source.version:
             port = _port_of(target, question)
-            return port if isinstance(port, NoFrontend) else Target(address, port, title(target))
+            return port if isinstance(port, NoFrontend) else direct(world, question, address, port)
     raise CannotAnswerError(f"{title(target)} has no IPv{source.version} address yet")
 
 
