@@ -3,6 +3,7 @@
     health      all of these and the agent's status, whatever becomes of single ones
     rules       the kernel's rules are read and compared with those that should be there, now
     paths       real packets to every other node's Pod range, see `agent.reachability`
+    filters     others' chains that drop what Pods send and receive, which the packets above do not meet
     features    what the kernel has of what podwall uses, see `agent.features`
     lag         how long what the cluster has by now takes to be known here
 
@@ -23,8 +24,10 @@ from agent.asked import Body, listed
 from agent.cluster.errors import ApiError
 from agent.cluster.store import Snapshot
 from agent.config import Config
+from agent.explain.filters import dropping
+from agent.nft import foreign
 from agent.nft.diff import Change, Changes
-from agent.nft.kernel import Kernel, NftError
+from agent.nft.kernel import OWN_TABLES, Kernel, NftError
 from agent.nft.model import Chain, ChainName, ItemId, SetName, TableName
 from agent.routes.plan import Plan
 from agent.rules import Rules
@@ -43,6 +46,9 @@ MOST_COMPARED = 20_000
 
 What is larger the agent compares by itself every few minutes, and that time is told.
 """
+
+FORWARDED = {"prerouting", "forward", "postrouting"}
+"""The hooks that packets between a Pod and another node pass."""
 
 MOST_NAMED = 20
 """Differences of rules that are named in one answer."""
@@ -86,6 +92,7 @@ def answers(subject: Subject) -> Mapping[str, Callable[[Body], Awaitable[object]
     proofs: dict[str, Callable[[Body], Awaitable[object]]] = {
         "rules": OneByOne(lambda: rules(subject)),
         "paths": OneByOne(lambda: paths(subject)),
+        "filters": OneByOne(lambda: filters(subject)),
         "features": OneByOne(lambda: kernel_features(subject), FEATURES_HOLD_S),
         "lag": OneByOne(lambda: lag(subject)),
     }
@@ -197,6 +204,24 @@ async def paths(subject: Subject) -> dict[str, Any]:
         **listed("paths", outcomes),
         "not_tried": len(asked) - len(tried),
         "without_path": list(nowhere),
+    }
+
+
+async def filters(subject: Subject) -> dict[str, Any]:
+    """Somebody else's chains that drop Pods' packets. Raises CniError when they cannot be read."""
+    ranges = [cidr for node in subject.snapshot().nodes.values() for cidr in node.pod_cidrs]
+    tables = {(table.family, table.name) for table in OWN_TABLES}
+    try:
+        found = await asyncio.to_thread(foreign.read, tables, ranges)
+    except OSError as error:
+        text = f"others' chains cannot be read: {error.strerror}"
+        raise CniError(spec.TRY_AGAIN_LATER, text) from error
+    return {
+        "drops": [
+            {"table": f"{of.family} {of.table}", "chain": of.name, "hook": of.hook, "how": how}
+            for of, how in dropping(found)
+            if of.hook in FORWARDED
+        ]
     }
 
 

@@ -11,6 +11,8 @@ the other node's hardware address.
 Answers are seen before this node's own rules; what these would drop on its way in is found by the other node,
 whose packets come in the same way and get no answer.
 
+No packet of these is forwarded, so chains of others at that hook are looked at apart (`agent.proofs`, filters).
+
 What it does not prove: that a firewall of somebody else treats ICMP as it treats TCP, and any single Pod's
 link, which the rules of its own guard.
 """

@@ -99,6 +99,7 @@ def _of_node(health: Health) -> Iterator[tuple[str, str]]:
     status = health["status"]
     yield from (("not ready", f"not ready: {reason}") for reason in status["not_ready"])
     yield from _rules(health["rules"])
+    yield from (("path", text) for text in filters(health.get("filters", {})))
     yield from (("API server", text) for text in _lag(health))
     yield from (("kernel", text) for text in missing(health["features"]))
     yield from (("node", problem) for problem in status["problems"])
@@ -109,8 +110,8 @@ def _of_node(health: Health) -> Iterator[tuple[str, str]]:
                 "addresses",
                 f"no address of {each['cidr']} is free ({each['used']} of {each['size']} in use{resting})",
             )
-    for proof in ("rules", "paths", "features"):
-        if error := health[proof].get("error"):
+    for proof in ("rules", "paths", "filters", "features"):
+        if error := health.get(proof, {}).get("error"):
             yield "unproved", error
 
 
@@ -124,6 +125,13 @@ def _rules(rules: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         )
     elif not rules.get("compared", True):
         yield "unproved", "the rules change so fast that they cannot be compared with the kernel's"
+
+
+def filters(answer: Mapping[str, Any]) -> Iterator[str]:
+    """Others' chains that drop Pods' packets on a node."""
+    for each in answer.get("drops", ()):
+        chain = f"table {each['table']}, chain {each['chain']} ({each['hook']}, {each['how']})"
+        yield f"{chain} drops what Pods send and receive; not podwall's: `podwall doctor` says what mends it"
 
 
 # Paths

@@ -101,12 +101,32 @@ def test_one_way_that_is_shut_is_named(lab: Lab) -> None:
     nft(lab, "node3", "add chain inet theirs c { type filter hook prerouting priority -500; }")
     nft(lab, "node3", "add rule inet theirs c ip saddr 10.244.1.0/24 drop")
     try:
-        text = "its Pods do not reach those of {} over IPv4: no answer from 10.244.{}.0 within 1.2 s (direct)"
-        assert {(of["node"], of["text"]) for of in read("status", expect=1)["findings"]} == {
-            ("node1", text.format("node3", 3))
-        }
+        found = {(of["node"], of["text"]) for of in read("status", expect=1)["findings"]}
+        lost = (
+            "its Pods do not reach those of node3 over IPv4: no answer from 10.244.3.0 within 1.2 s (direct)"
+        )
+        assert ("node1", lost) in found
+        (rule,) = (text for node, text in found if node == "node3" and "theirs" in text)
+        assert rule.startswith(
+            "table inet theirs, chain c (prerouting, a rule) drops what Pods send and receive"
+        )
     finally:
         nft(lab, "node3", "delete table inet theirs")
+    wait_until_well()
+
+
+def test_a_firewall_that_forwards_nothing_is_named(lab: Lab) -> None:
+    wait_until_well()
+    nft(lab, "node1", "add table ip filter")
+    nft(lab, "node1", "add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }")
+    try:
+        (finding,) = read("status", expect=1)["findings"]
+        assert (finding["node"], finding["about"]) == ("node1", "path")
+        assert finding["text"].startswith(
+            "table ip filter, chain FORWARD (forward, policy drop) drops what Pods send"
+        )
+    finally:
+        nft(lab, "node1", "delete table ip filter")
     wait_until_well()
 
 

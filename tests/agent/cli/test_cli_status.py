@@ -70,6 +70,7 @@ def health(node: str) -> dict[str, Any]:
             "without_path": [],
             "not_tried": 0,
         },
+        "filters": {"drops": []},
         "features": {"features": [feature("nftables", True)]},
         "lag": {"ms": 4.0},
     }
@@ -167,6 +168,15 @@ ILL: Mapping[str, tuple[Spoil, str]] = {
     "no sockets": (
         set_in("paths", to={"error": "paths cannot be tried: Operation not permitted"}),
         "node2: paths cannot be tried: Operation not permitted",
+    ),
+    "a firewall": (
+        set_in(
+            "filters",
+            "drops",
+            to=[{"table": "ip filter", "chain": "FORWARD", "hook": "forward", "how": "policy drop"}],
+        ),
+        "node2: table ip filter, chain FORWARD (forward, policy drop) drops what Pods send and receive; "
+        "not podwall's: `podwall doctor` says what mends it",
     ),
     "a watch that is interrupted": (
         set_in("status", "watches", to=[{"kind": "Pod", "error": "connection refused", "heard_s": 1.0}]),
