@@ -52,7 +52,9 @@ def _asked(world: World, question: Question, before: tuple[Step, ...] = ()) -> A
                 to = route(world, found, question, source)
             else:
                 to = by_host_port(world, found, question)
-            return _through(world, _sent_to(question, source, found, to), found, to, steps)
+            answer = _through(world, _sent_to(question, source, found, to), found, to, steps)
+            another = isinstance(found, Frontend) and found.way and not world.settings_of(to.entry).enabled
+            return _by_another_proxy(answer, to.entry) if another else answer
     target = _direct(world, question, source)
     if isinstance(target, NoFrontend):
         return Answer(False, target.cause, f"denied: {target.sentence}", steps)
@@ -74,6 +76,14 @@ def _through(
     if answer.allowed and to.doubt:
         return replace(answer, allowed=False, cause=to.cause, sentence=f"doubtful: {to.doubt}")
     return answer
+
+
+def _by_another_proxy(answer: Answer, node: str) -> Answer:
+    """Where podwall steps aside another proxy should do the same; podwall's rules do nothing of it."""
+    said = (
+        f"podwall serves no Services{f' on {node}' if node else ''} (setting services): another proxy has to"
+    )
+    return replace(answer, steps=(*answer.steps, Step("service", None, said)), legs=())
 
 
 def _none(question: Question, found: NoFrontend, source: IPAddress, steps: tuple[Step, ...]) -> Answer:

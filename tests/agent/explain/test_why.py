@@ -8,8 +8,10 @@ from ipaddress import ip_address
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from agent.cluster.store import snapshot_of
+from agent.compile.service import ServiceSettings
 from agent.explain.answer import Answer
 from agent.explain.question import CannotAnswerError, Question
 from agent.explain.way import why
@@ -464,6 +466,36 @@ def test_a_client_from_outside_seems_to_be_the_node_where_it_came_in() -> None:
     assert [step.text for step in through_other.steps if step.stage == "masquerade"] == [
         "its source becomes 192.168.10.1: the endpoint is not on node-1, where it comes in"
     ]
+
+
+def test_a_node_that_serves_no_services_has_nothing_to_compare() -> None:
+    there = world([CLIENT, WEB, service("shop/web")])
+    ends = {"source": there.named("client", "shop"), "target": there.named("svc/web", "shop")}
+    served = why(there, Question(**ends, port=80))
+    off = why(replace(there, settings={"node-1": ServiceSettings(enabled=False)}), Question(**ends, port=80))
+
+    assert (off.sentence, bool(served.legs), off.legs) == (served.sentence, True, ())
+    assert off.steps[-1].text == (
+        "podwall serves no Services on node-1 (setting services): another proxy has to"
+    )
+
+
+def test_who_is_seen_behind_a_tunnel() -> None:
+    """A node under its tunnel's address, a Pod that asks another node for a port under its own node's."""
+    named = {**node("node-1", "192.168.10.1"), "spec": {"podCIDRs": ["10.244.0.0/24"]}}
+    port = {"port": 80, "targetPort": 8080, "nodePort": 30080}
+    there = world([named, CLIENT, AWAY, service("shop/web", **LOCAL, ports=[port])])
+    tunnelled = replace(there, tunnels={"node-1": frozenset({"node-2"})})
+    cases = {
+        ("node-1", "pod/web", 8080): "10.244.0.0",
+        ("client", "node-2", 30080): "192.168.10.1",
+        ("client", "pod/web", 8080): None,
+    }
+    for (source, target, number), seen in cases.items():
+        ends = {"source": there.named(source, "shop"), "target": there.named(target, "shop")}
+        for asked, wanted in ((there, None), (tunnelled, seen)):
+            ((end, _),) = why(asked, Question(**ends, port=number)).targets
+            assert str(end.seen_source) == str(wanted), (source, target)
 
 
 @pytest.mark.parametrize(
