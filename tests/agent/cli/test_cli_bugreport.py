@@ -83,6 +83,16 @@ def test_several_may_ask_at_once_and_what_is_forgotten_is_said(node: Line) -> No
         node.ask("bugreport", {"part": "secrets"})
 
 
+def test_a_listing_is_taken_apart_without_parsing_it() -> None:
+    inner = [{"map": {"key": 1}}, {"set": {"op": "add"}}]
+    rule = {"rule": {"family": "inet", "comment": 'a", {"rule": {"family": "b', "expr": inner}}
+    table, elements = {"table": {"family": "inet"}}, {"map": {"family": "ip", "elem": [1, 2]}}
+    listed = [{"metainfo": {"version": "1"}}, table, rule, elements]
+    listing = json.dumps({"nftables": listed}).encode() + b"\n"
+    assert [json.loads(each) for each in node_side.objects(listing)] == listed
+    assert list(node_side.objects(b"")) == []
+
+
 def test_an_endless_part_is_cut_off() -> None:
     import zlib
 
