@@ -22,6 +22,7 @@ from agent.cli.why import Looked, looked_at, settings_of
 from agent.cluster.store import Snapshot
 from agent.explain.imagined import with_addresses
 from agent.explain.observed import Names, Seen, denial, flow, join
+from agent.explain.world import World
 from agent.ui.entities import cluster_json
 from agent.ui.traffic import Traffic
 
@@ -68,6 +69,7 @@ class Live:
         self._looked: Looked | None = None
         self._names: Names | None = None
         self._cluster_json: dict[str, Any] = {}
+        self._changes = 0
         self._problems: list[str] = []
         self._failure = ""
         self._objects_at = self._traffic_at = self._agents_at = float("-inf")
@@ -104,6 +106,7 @@ class Live:
                 "problems": [*filter(None, [self._failure]), *self._problems[:MOST_PROBLEMS]],
                 "silent": self._silent,
                 "cluster": self._cluster_json,
+                "changes": self._changes,
                 "rows": self._traffic.rows(),
             }
         version = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
@@ -124,11 +127,18 @@ class Live:
             if not self.cluster.live:
                 snapshot, _ = with_addresses(snapshot)
             self._failure, self._problems = "", problems
+            same = self._looked is not None and self._looked.world.snapshot == snapshot
             self._looked = looked_at(snapshot, places, self._agents, self._settings)
-            self._names = Names(self._looked.world)
-            self._cluster_json = cluster_json(self._looked.world)
+            if not same:
+                self._take_objects(self._looked.world)
         self._objects_at = time.monotonic()
         return self._looked
+
+    def _take_objects(self, world: World) -> None:
+        """Make what follows from the objects alone; the page asks for its matrix again when they changed."""
+        self._names = Names(world)
+        self._cluster_json = cluster_json(world)
+        self._changes += 1
 
     def _call_agents(self) -> None:
         """Look now and then which agents there are: a silent one's Pod may be a new one by now."""

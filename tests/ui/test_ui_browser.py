@@ -165,6 +165,17 @@ def test_the_table_says_what_the_graph_draws(server: PageServer, open_page: Open
     expect(page.locator(".rows tbody tr").first).to_contain_text("reports/nightly")
 
 
+def test_reading_is_not_disturbed_by_news(server: PageServer, open_page: Open) -> None:
+    page = open_page(server)
+    for view, item in (("table", ".rows tbody tr"), ("matrix", ".cell"), ("policies", ".detail figure")):
+        page.locator(f"#tab-{view}").click()
+        page.locator(item).first.evaluate("of => of.dataset.kept = 'yes'")
+        with page.expect_response("**/api/state*"):
+            pass
+        page.evaluate("new Promise(requestAnimationFrame)")
+        assert page.locator(item).first.get_attribute("data-kept") == "yes", view
+
+
 def test_the_matrix_says_what_the_policies_allow(server: PageServer, open_page: Open) -> None:
     page = open_page(server)
     page.locator("#tab-matrix").click()

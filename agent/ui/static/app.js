@@ -8,7 +8,7 @@ import { byId, fill, html } from "./dom.js";
 import { Graph } from "./graph.js";
 import { Matrix } from "./matrix.js";
 import { WAYS, placed } from "./layout.js";
-import { arranged, kept, linesOf, nameOf, plannedLines, portOf } from "./model.js";
+import { arranged, kept, linesOf, nameOf, plannedLines, portOf, reduced } from "./model.js";
 import { Panel } from "./panel.js";
 import { Policies } from "./policies.js";
 import { Table } from "./table.js";
@@ -16,6 +16,7 @@ import { plural } from "./words.js";
 
 const EVERY_MS = 2000;
 const SPOKEN = 3;
+const MOST_CARDS = 150; // more than that nobody can read in one picture
 
 class App {
   constructor() {
@@ -34,7 +35,7 @@ class App {
       ["policies", {
         title: "Policies",
         of: new Policies({ onPod: (id) => this.openCard(this.model.entities.get(id)?.card), onTry: (text) => this.panel.rehearse(this.model, text) }),
-        show: (of) => of.show({ policies: this.state.cluster.policies, filters: this.filters }),
+        show: (of) => of.show({ policies: this.state.cluster.policies, filters: this.filters, changes: this.state.changes }),
       }],
     ]);
     this.makeTabs();
@@ -95,22 +96,25 @@ class App {
   showGraph() {
     const all = linesOf(this.model, this.state.rows, false);
     this.pairs ??= all.map((line) => [line.source, line.target]);
-    const known = this.pairs.filter((pair) => pair.every((key) => this.model.cards.has(key)));
+    const lit = this.lit();
+    const model = reduced(this.model, lit ?? new Set(), MOST_CARDS);
+    const known = this.pairs.filter((pair) => pair.every((key) => model.cards.has(key)));
     this.graph.show({
-      model: this.model,
-      lines: [...linesOf(this.model, this.rows, this.perPod), ...(this.plan ? plannedLines(this.model, this.plan, this.perPod) : [])],
+      model,
+      left: this.model.cards.size - model.cards.size,
+      lines: [...linesOf(model, this.rows, this.perPod), ...(this.plan ? plannedLines(model, this.plan, this.perPod) : [])],
       rehearsed: Boolean(this.plan),
-      placed: this.placed(known),
+      placed: this.placed(model, known),
       perPod: this.perPod,
-      lit: this.lit(),
+      lit,
       selected: this.selected,
       badges: this.badges(),
     });
   }
 
   // As it was arranged, or the way that is seen larger.
-  placed(pairs) {
-    const tried = (this.way ? [this.way] : WAYS).map((way) => ({ way, at: placed(this.model, pairs, this.perPod, way) }));
+  placed(model, pairs) {
+    const tried = (this.way ? [this.way] : WAYS).map((way) => ({ way, at: placed(model, pairs, this.perPod, way) }));
     const best = tried.sort((one, other) => this.graph.sight.scaleOf(other.at) - this.graph.sight.scaleOf(one.at))[0];
     this.way = best.way;
     return best.at;

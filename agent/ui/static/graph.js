@@ -24,16 +24,18 @@ export class Graph {
     this.marks = svg("g");
     this.scene = svg("g", {}, this.boxes, this.lines, this.labels, this.cards, this.marks);
     this.hint = html("p", { class: "hint", "aria-hidden": "true" });
+    this.left = html("p", { class: "left", role: "status" });
     this.picture = svg("svg", { class: "picture", role: "group" }, svg("defs", {}, KINDS.map(arrow)), this.scene);
     this.sight = new Sight(this.picture, this.scene);
-    this.element = html("div", { class: "graph" }, this.picture, this.hint, this.legend(), this.tools(onArrange));
+    this.element = html("div", { class: "graph" }, this.picture, this.left, this.hint, this.legend(), this.tools(onArrange));
     this.picture.addEventListener("keydown", (event) => this.key(event));
     this.current = null;
     this.known = new Map();
   }
 
   // lines as of linesOf; placed as of layout.placed; lit: keys of cards that are not faded, or null for all.
-  show({ model, lines, placed, perPod, lit, selected, badges, rehearsed }) {
+  show({ model, left, lines, placed, perPod, lit, selected, badges, rehearsed }) {
+    this.left.textContent = left ? `${left} workloads are not drawn: choose a namespace, or search` : "";
     this.element.classList.toggle("rehearsed", rehearsed);
     Object.assign(this, { model, placed, perPod, shown: lines });
     this.picture.setAttribute("aria-label", `${model.cards.size} workloads and ${lines.length} lines; arrow keys move`);

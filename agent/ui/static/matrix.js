@@ -30,10 +30,15 @@ export class Matrix {
   async show({ state, filters }) {
     this.filters = filters;
     const turn = (this.asked += 1);
+    const wanted = `${state.changes} ${filters.namespace}`;
     try {
-      const found = await get("/api/matrix", { namespace: filters.namespace });
-      if (turn === this.asked) this.draw(found, state.rows);
+      if (this.wanted !== wanted) this.found = await get("/api/matrix", { namespace: filters.namespace });
+      if (turn !== this.asked) return;
+      const drawn = [wanted, filters.text, ...state.rows.map((row) => row.id)].join("\n");
+      if (drawn !== this.drawn) this.draw(this.found, state.rows);
+      Object.assign(this, { wanted, drawn });
     } catch (error) {
+      this.wanted = this.drawn = null;
       if (!(error instanceof AskError)) throw error;
       fill(this.grid, html("p", { class: "failure" }, error.message));
     }

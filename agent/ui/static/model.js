@@ -82,6 +82,19 @@ function searched(row, ends) {
   return [...said, portOf(row), row.port, row.verdict, ...(row.policies ?? [])].join(" ").toLowerCase();
 }
 
+// The same with so many cards at most, the wanted ones before all others.
+export function reduced(model, wanted, most) {
+  if (model.cards.size <= most) return model;
+  const keys = [...model.cards.keys()];
+  const kept = new Set([...keys.filter((key) => wanted.has(key)), ...(wanted.size ? [] : keys)].slice(0, most));
+  const boxes = [...model.boxes].map(([key, box]) => [key, { ...box, cards: box.cards.filter((card) => kept.has(card)) }]);
+  return {
+    cards: new Map([...model.cards].filter(([key]) => kept.has(key))),
+    boxes: new Map(boxes.filter(([, box]) => box.cards.length)),
+    entities: new Map([...model.entities].filter(([, entity]) => kept.has(entity.card))),
+  };
+}
+
 // What a rehearsal opens and closes, as lines of the graph.
 export function plannedLines(model, plan, perPod) {
   const lines = new Map();
@@ -106,7 +119,9 @@ export function plannedLines(model, plan, perPod) {
 export function linesOf(model, rows, perPod) {
   const lines = new Map();
   for (const row of rows) {
-    const [source, target] = [row.source, row.target].map((id) => (perPod ? id : model.entities.get(id).card));
+    const ends = [row.source, row.target].map((id) => model.entities.get(id));
+    if (!ends.every(Boolean)) continue;
+    const [source, target] = ends.map((end) => (perPod ? end.id : end.card));
     const id = `${row.verdict} ${source} ${target}`;
     if (!lines.has(id)) lines.set(id, { id, source, target, verdict: row.verdict, rows: [], count: 0 });
     const line = lines.get(id);

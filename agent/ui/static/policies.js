@@ -15,7 +15,7 @@ export class Policies {
     this.element = html("div", { class: "policies" }, html("nav", { "aria-label": "Policies" }, this.list), this.detail);
   }
 
-  show({ policies, filters }) {
+  show({ policies, filters, changes }) {
     const words = filters.text.toLowerCase().split(/\s+/).filter(Boolean);
     const shown = policies.filter(
       (policy) =>
@@ -23,7 +23,10 @@ export class Policies {
     );
     fill(this.list, shown.map((policy) => this.item(policy)));
     if (!policies.length) fill(this.list, html("li", { class: "quiet" }, "There is no NetworkPolicy: everybody may reach everybody."));
-    if (!this.chosen && shown.length) this.choose(shown[0]);
+    const chosen = policies.find((policy) => policy.key === this.chosen) ?? shown[0];
+    if (!chosen) fill(this.detail);
+    else if (chosen.key !== this.chosen || changes !== this.changes) this.choose(chosen);
+    this.changes = changes;
   }
 
   item(policy) {

@@ -36,9 +36,22 @@ export class Table {
     const value = COLUMNS.find(([name]) => name === this.by.column)[2];
     const sorted = [...rows].sort((one, other) => compare(value(one, model), value(other, model)) || compare(one.id, other.id));
     if (this.by.down) sorted.reverse();
-    fill(this.rows, sorted.slice(0, MOST).map((row) => this.row(model, row, selected, now)));
+    this.fillRows(model, sorted.slice(0, MOST), selected, now);
     this.foot.textContent = rows.length > MOST ? `${rows.length - MOST} more: narrow it with the filters` : "";
     if (!rows.length) this.foot.textContent = "Nothing was seen that the filters leave.";
+  }
+
+  // Rows that stand where they stood are changed in place: who reads them is not thrown back to the top.
+  fillRows(model, rows, selected, now) {
+    const order = rows.map((row) => row.id).join("\n");
+    if (order !== this.order) fill(this.rows, rows.map((row) => this.row(model, row)));
+    this.order = order;
+    rows.forEach((row, index) => {
+      const of = this.rows.children[index];
+      of.className = `${row.verdict}${selected === row.id ? " selected" : ""}`;
+      of.row = row;
+      changing(row, now).forEach((text, cell) => setText(of.children[of.children.length - CHANGING + cell], text));
+    });
   }
 
   heading([name, title]) {
@@ -51,18 +64,30 @@ export class Table {
       html("button", { type: "button", onclick: sort, "data-key": `sort ${name}` }, title, html("span", { "aria-hidden": "true" }, sorted ? (this.by.down ? " ↓" : " ↑") : "")));
   }
 
-  row(model, row, selected, now) {
-    const open = html("button", { type: "button", class: "link", "data-key": row.id, onclick: () => this.onRow(row) }, verdict(row));
-    return html("tr", { class: `${row.verdict}${selected === row.id ? " selected" : ""}` },
+  row(model, row) {
+    const open = html("button", { type: "button", class: "link", "data-key": row.id, onclick: () => this.onRow(of.row) }, verdict(row));
+    const of = html("tr", {},
       html("td", {}, open),
       html("td", {}, nameOf(model, row.source)),
       html("td", {}, nameOf(model, row.target)),
       html("td", { class: "number" }, portOf(row)),
-      html("td", {}, row.services.join(", ")),
-      html("td", {}, policiesOf(row)),
-      html("td", { class: "number" }, row.verdict !== "allowed" ? plural(row.count, "packet") : row.open ? `${row.count}, ${row.open} open` : `${row.count}`),
-      html("td", { class: "number" }, ago(now - row.last)));
+      html("td"), html("td"), html("td", { class: "number" }), html("td", { class: "number" }));
+    return of;
   }
+}
+
+// What changes of a row while it is shown: the last cells of it.
+const CHANGING = 4;
+const changing = (row, now) => [row.services.join(", "), policiesOf(row), seenOf(row), ago(now - row.last)];
+
+function seenOf(row) {
+  if (row.verdict !== "allowed") return plural(row.count, "packet");
+  if (!row.open) return `${row.count}`;
+  return row.open === row.count ? `${row.count} open` : `${row.count}, ${row.open} open`;
+}
+
+function setText(of, text) {
+  if (of.textContent !== text) of.textContent = text;
 }
 
 const policiesOf = (row) => (row.policies ?? []).join(", ");
