@@ -58,7 +58,7 @@ _SETTINGS = (
     "net/netfilter",
 )
 _BEGIN, _END = b'{"nftables": [', b"]}"
-_BETWEEN = re.compile(rb', (?=\{"[a-z]+": \{"family": )')
+_BETWEEN = re.compile(rb', (?=\{"(?:table|chain|rule|set|map)": \{"family": )')
 """Each object but the first begins with its family; what is inside of one does not, nor can a string."""
 _EMPTY_HEADER = {RTM_GETLINK: bytes(16), RTM_GETADDR: bytes(8)}
 _ROUTE = struct.Struct("=BBBBBBBBI")

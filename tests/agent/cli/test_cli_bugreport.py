@@ -84,7 +84,7 @@ def test_several_may_ask_at_once_and_what_is_forgotten_is_said(node: Line) -> No
 
 
 def test_a_listing_is_taken_apart_without_parsing_it() -> None:
-    inner = [{"map": {"key": 1}}, {"set": {"op": "add"}}]
+    inner = [{"map": {"key": 1}}, {"set": {"op": "add"}}, {"dnat": {"family": "ip"}}]
     rule = {"rule": {"family": "inet", "comment": 'a", {"rule": {"family": "b', "expr": inner}}
     table, elements = {"table": {"family": "inet"}}, {"map": {"family": "ip", "elem": [1, 2]}}
     listed = [{"metainfo": {"version": "1"}}, table, rule, elements]
