@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, Self, cast
 import click
 
 from agent.cli import one_node
-from agent.cli.agents import Silent
+from agent.cli.agents import Agents, Silent
 from agent.cli.ask import CANNOT_REACH, Unreachable, ask
 from agent.cli.cluster import Asked, cluster_options
 from agent.cli.output import NEGATIVE, Coloured, Column, age, output_option, show, table
@@ -43,8 +43,14 @@ class Found:
     @classmethod
     def of(cls, asked: Asked) -> Self:
         """Ask every agent of the cluster. Raises Unreachable when there is none."""
-        with asked.agents() as agents, ThreadPoolExecutor(1) as beside:
-            nodes = beside.submit(asked.nodes)
+        with asked.agents() as agents:
+            return cls.of_agents(agents, asked.nodes)
+
+    @classmethod
+    def of_agents(cls, agents: Agents, cluster: Callable[[], Iterable[str]]) -> Self:
+        """Ask these agents, and meanwhile which Nodes the cluster has. Raises Unreachable."""
+        with ThreadPoolExecutor(1) as beside:
+            nodes = beside.submit(cluster)
             if not agents.nodes:
                 raise Unreachable(
                     "there is no podwall agent in the cluster: is podwall installed? "

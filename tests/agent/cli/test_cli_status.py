@@ -13,7 +13,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from agent.cli.agents import Silent
+from agent.cli.agents import Agents, Silent, SilentError
 from agent.cli.main import main
 from agent.cli.output import Coloured, Line
 from agent.cli.status import Duration, Found
@@ -422,3 +422,23 @@ def test_where_nothing_is_there_at_all_it_is_said_what_to_do(
     monkeypatch.setattr("agent.cli.status.SOCKET", str(tmp_path / "agent.sock"))
     done = CliRunner().invoke(main, ["status"])
     assert (done.exit_code, "podwall lab up" in done.output) == (3, True)
+
+
+class Older:
+    """The line to an agent that knows the call `status` alone, and of it less."""
+
+    def ask(self, call: str, body: Mapping[str, object]) -> Any:
+        if call != "status":
+            raise SilentError(f"no such call {call!r}")
+        new = {"repairs", "watches", "policies"}
+        return {name: value for name, value in health("node1")["status"].items() if name not in new}
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def test_an_older_agent_is_told_apart_from_one_that_is_well() -> None:
+    with Agents({"node1": Older}) as agents:
+        found = Found.of_agents(agents, lambda: ("node1",))
+    assert found.verdict.summary == "node1: its agent is older than this command, and proves nothing"
+    assert any(line.startswith("node1") for line in map(text, found.lines(wide=True)))
