@@ -35,7 +35,7 @@ export class Graph {
 
   // lines as of linesOf; placed as of layout.placed; lit: keys of cards that are not faded, or null for all.
   show({ model, left, lines, placed, perPod, lit, selected, badges, rehearsed }) {
-    this.left.textContent = left ? `${left} workloads are not drawn: choose a namespace, or search` : "";
+    this.left.textContent = left ? `${left} workloads are not drawn${lit ? "" : ": choose a namespace, or search"}` : "";
     this.element.classList.toggle("rehearsed", rehearsed);
     Object.assign(this, { model, placed, perPod, shown: lines });
     this.picture.setAttribute("aria-label", `${model.cards.size} workloads and ${lines.length} lines; arrow keys move`);
