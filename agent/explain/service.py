@@ -101,7 +101,7 @@ def _of_service(world: World, service: Service, question: Question, family: Fami
             return Frontend(held[0], held[1].port, family, held[1], address)
     port = _port(service, question)
     if port is None:
-        return NoFrontend("no-such-port", _no_such_port(service, question))
+        return NoFrontend("no-such-port", _no_such_port(world, service, question))
     if service.headless:
         return Frontend(service, port, family, None)
     if address is None:
@@ -152,13 +152,22 @@ def _port(service: Service, question: Question) -> ServicePort | None:
     return next((each for each in ports if question.port in (each.port, each.name)), None)
 
 
-def _no_such_port(service: Service, question: Question) -> str:
+def _no_such_port(world: World, service: Service, question: Question) -> str:
     said = ", ".join(_port_name(each) for each in service.ports) or "none"
     if question.port is None:
         return f"{title(service)} has not just one {question.protocol} port, but {said}: say which"
     asked = question.port if isinstance(question.port, int) else f"named {question.port!r}"
-    refuses = ", and refuses others" if isinstance(question.port, int) and not service.headless else ""
+    refuses = ", and refuses others" if _refuses(world, service, question) else ""
     return f"{title(service)} has no {question.protocol} port {asked}; it has {said}{refuses}"
+
+
+def _refuses(world: World, service: Service, question: Question) -> bool:
+    """Whether podwall itself refuses a port that nobody has: at ClusterIPs, and at addresses of its pools."""
+    if not isinstance(question.port, int) or service.headless:
+        return False
+    address = question.address
+    pools = world.settings_of("").pools
+    return address is None or address in service.cluster_ips or any(address in pool for pool in pools)
 
 
 def _port_name(port: ServicePort) -> str:
