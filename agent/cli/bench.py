@@ -102,14 +102,14 @@ def bench(asked: Asked, output: str, duration: float, **named: str) -> None:
     target = _service(asked, named["service"]) if named["service"] else None
     with asked.agents() as agents:
         try:
-            client, server = _nodes(agents, named["from_"], named["to"])
-            ways = _measured(agents, client, server, target, duration)
+            client, server = nodes_of(agents, named["from_"], named["to"])
+            ways = measured(agents, client, server, target, duration)
         except SilentError as error:
             raise Unreachable(printable(str(error))) from error
-    show(output, _content(client, server, duration, ways), lambda: _lines(ways, wide=output == "wide"))
+    show(output, content(client, server, duration, ways), lambda: lines(ways, wide=output == "wide"))
 
 
-def _nodes(agents: Agents, client: str, server: str) -> tuple[str, str]:
+def nodes_of(agents: Agents, client: str, server: str) -> tuple[str, str]:
     """Where the client is, and another node's server; "" without one. Raises UsageError, SilentError."""
     nodes = agents.nodes
     if not nodes:
@@ -154,7 +154,7 @@ def _session(agents: Agents, node: str) -> Iterator[Mapping[str, Any]]:
             agents.ask(node, "bench.close", {"id": made["id"]})
 
 
-def _measured(
+def measured(
     agents: Agents, client: str, server: str, service: tuple[str, str, int] | None, duration: float
 ) -> list[Way]:
     """All ways, measured. Raises SilentError."""
@@ -200,7 +200,7 @@ def _round(agents: Agents, client: str, session: str, ways: Sequence[Way], secon
 # What is told
 
 
-def _content(client: str, server: str, duration: float, ways: Sequence[Way]) -> dict[str, Any]:
+def content(client: str, server: str, duration: float, ways: Sequence[Way]) -> dict[str, Any]:
     return {
         "from": client,
         "to": server or None,
@@ -224,7 +224,7 @@ def _way(way: Way, base: Way) -> dict[str, Any]:
     return told
 
 
-def _lines(ways: Sequence[Way], *, wide: bool) -> Iterator[str]:
+def lines(ways: Sequence[Way], *, wide: bool) -> Iterator[str]:
     base = ways[0]
     columns: list[Column[Way]] = [
         Column("WAY", lambda way: way.text),
