@@ -17,10 +17,18 @@ COMMANDS = {
     "completion": ("agent.cli.completion", "completion", "The script that completes commands in a shell."),
     "doctor": ("agent.cli.doctor", "doctor", "What is wrong with a node or the cluster, and what mends it."),
     "get": ("agent.cli.get", "get", "What the agents hold: pods, services, policies, nodes, addresses."),
-    "install": ("agent.cli.install", "install", "podwall into a cluster, with progress, until it is ready."),
+    "install": (
+        "agent.cli.install",
+        "install",
+        "Install podwall into a cluster, and wait until every node is ready.",
+    ),
     "lab": ("agent.cli.lab", "lab", "A cluster without Kubernetes, in network namespaces of this machine."),
     "flows": ("agent.cli.flows", "flows", "Who connects to whom by which Service, and who was denied."),
-    "uninstall": ("agent.cli.install", "uninstall", "podwall off a cluster's nodes, until nothing is left."),
+    "uninstall": (
+        "agent.cli.install",
+        "uninstall",
+        "Remove podwall from a cluster's nodes, and show that nothing is left.",
+    ),
     "why": (
         "agent.cli.why",
         "why_command",
