@@ -130,15 +130,20 @@ def cluster_options_from(command: F) -> F:
     return _with_options(command, "--from", ask="Ask manifests, with statuses, instead of a cluster.")
 
 
-def _with_options(command: F, *flags: str, ask: str) -> F:
+def live_cluster_options(command: F) -> F:
+    """The same for a command that asks agents, which manifests have none of."""
+    return _with_options(command)
+
+
+def _with_options(command: F, *flags: str, ask: str = "") -> F:
 
     @functools.wraps(command)
     def gathered(
-        asked_files: tuple[Path, ...],
         lab: bool,
         kubeconfig: Path | None,
         context: str,
         namespace: str,
+        asked_files: tuple[Path, ...] = (),
         **others: Any,
     ) -> Any:
         return command(asked=Asked(asked_files, lab, kubeconfig, context, namespace), **others)
@@ -149,7 +154,7 @@ def _with_options(command: F, *flags: str, ask: str) -> F:
         click.option("--context", default="", help="The kubeconfig's context."),
         click.option("--kubeconfig", type=click.Path(path_type=Path), help="The kubeconfig."),
         click.option("--lab", is_flag=True, help="Ask the lab of this machine."),
-        click.option(*flags, "asked_files", type=file, multiple=True, help=ask),
+        *([click.option(*flags, "asked_files", type=file, multiple=True, help=ask)] if flags else []),
     ):
         gathered = option(gathered)
     return gathered  # type: ignore[return-value]  # the same command with other parameters

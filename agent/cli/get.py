@@ -17,7 +17,7 @@ import click
 
 from agent.cli.agents import Agents, Silent, SilentError
 from agent.cli.ask import Unreachable
-from agent.cli.cluster import Asked, cluster_options
+from agent.cli.cluster import Asked, live_cluster_options
 from agent.cli.get_tables import TABLES, Item
 from agent.cli.output import NEGATIVE, Coloured, output_option, show
 from agent.log import printable
@@ -60,7 +60,7 @@ class Resource(click.ParamType[str]):
 @click.argument("name", default="")
 @click.option("-A", "--all-namespaces", "everywhere", is_flag=True, help="Of all namespaces.")
 @output_option
-@cluster_options
+@live_cluster_options
 def get(asked: Asked, resource: str, name: str, everywhere: bool, output: str) -> None:
     """Show what the agents hold: pods, services, policies, nodes or addresses.
 
@@ -77,8 +77,6 @@ def get(asked: Asked, resource: str, name: str, everywhere: bool, output: str) -
 
     The exit status is 1 when NAME is not there, 3 when no agent can be asked.
     """
-    if not asked.live:
-        raise click.UsageError("manifests have no agents to ask: leave out -f")
     namespace = asked.namespace if resource in NAMESPACED and not everywhere else ""
     with asked.agents() as agents:
         held = collected(agents, resource, namespace, name)

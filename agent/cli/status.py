@@ -15,7 +15,7 @@ import click
 from agent.cli import one_node
 from agent.cli.agents import Agents, Silent
 from agent.cli.ask import CANNOT_REACH, Unreachable, ask
-from agent.cli.cluster import Asked, cluster_options
+from agent.cli.cluster import Asked, live_cluster_options
 from agent.cli.output import NEGATIVE, Coloured, Column, age, output_option, show, table
 from agent.cli.verdict import Health, Verdict, judge
 from agent.log import printable
@@ -230,7 +230,7 @@ class Duration(click.ParamType[float]):
 @click.option("--timeout", type=Duration(), default="5m", show_default=True, help="How long to wait.")
 @click.option("--socket", type=click.Path(path_type=Path), help="Ask only the agent behind this socket.")
 @output_option
-@cluster_options
+@live_cluster_options
 def status(asked: Asked, wait: bool, timeout: float, socket: Path | None, output: str) -> None:
     """Say whether every node is well; otherwise the first line names the worst.
 
@@ -246,8 +246,6 @@ def status(asked: Asked, wait: bool, timeout: float, socket: Path | None, output
 
     The exit status is 0 when all is well, 1 when it is not, 3 when no agent can be asked.
     """
-    if asked.files:
-        raise click.UsageError("manifests have no agents to ask: leave out -f")
     if socket is None and not asked.named and Path(SOCKET).exists():
         socket = Path(SOCKET)
     if socket is not None:
