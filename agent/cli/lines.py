@@ -29,12 +29,15 @@ class Lines:
         place = self.places.get((of.kind, of.key))
         if place is None:
             return None
-        if place.path not in self._texts:
-            self._texts[place.path] = place.path.read_text(encoding="utf-8", errors="replace")
         inside: list[str | int] = []
         for number in _ITEM.findall(place.item):
             inside += ["items", int(number)]
         try:
-            return place.path, line_of(self._texts[place.path], place.line, (*inside, *of.path))
-        except yaml.YAMLError:  # JSON that YAML does not read
+            return place.path, line_of(self._text(place.path), place.line, (*inside, *of.path))
+        except (OSError, yaml.YAMLError):  # gone since, or JSON that YAML does not read
             return place.path, place.line
+
+    def _text(self, path: Path) -> str:
+        if path not in self._texts:
+            self._texts[path] = path.read_text(encoding="utf-8", errors="replace")
+        return self._texts[path]

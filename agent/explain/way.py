@@ -32,6 +32,10 @@ def why(world: World, question: Question) -> Answer:
     """The answer for the first family that both ends have. Raises CannotAnswerError."""
     if isinstance(question.source, Service):
         raise CannotAnswerError(f"{title(question.source)} sends nothing: ask about one of its Pods")
+    if isinstance(question.source, Pod) and question.source.finished:
+        raise CannotAnswerError(
+            f"{title(question.source)} has ended ({question.source.phase}): it sends nothing"
+        )
     alias = alias_of(world, question)
     if isinstance(alias, Answer):
         return alias
@@ -149,6 +153,9 @@ def _described(end: End, address: IPAddress) -> str:
 def _direct(world: World, question: Question, source: IPAddress) -> Target | NoFrontend:
     """The target itself, at its own port. Raises CannotAnswerError."""
     target = question.target
+    if isinstance(target, Pod) and (target.finished or not target.ips):
+        what = "has ended" if target.finished else "has no address yet"
+        return NoFrontend("not-running", f"{title(target)} {what}: it is {target.phase}")
     for address in (question.address,) if question.address else addresses_of(target):
         if address.version == source.version:
             port = _port_of(target, question)

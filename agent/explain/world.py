@@ -158,7 +158,8 @@ class World(Struct, frozen=True):
         alike = sorted(pod for _, pod in self.snapshot.pods_in(space) if pod.startswith(f"{name}-"))
         if alike:
             return f"{text!r} is no Pod, Service or node; did you mean pod/{space}/{alike[0]}?"
-        return f"{text!r} is no Pod, Service or node in namespace {space}, nor an address"
+        outside = "; of a name outside of the cluster ask about an address" if "." in rest else ""
+        return f"{text!r} is no Pod, Service or node in namespace {space}, nor an address{outside}"
 
 
 def _may_claim(service: Service, port: ServicePort, claim: Claim) -> bool:

@@ -396,6 +396,20 @@ CASES = [
         allowed=True,
     ),
     Case(
+        "a Pod that has no address yet",
+        [CLIENT, pod("shop/web", phase="Pending", app="web")],
+        "not-running",
+        "denied: Pod shop/web has no address yet: it is Pending",
+        target="pod/web",
+    ),
+    Case(
+        "a Pod that has ended",
+        [CLIENT, pod("shop/web", "10.244.0.3", phase="Succeeded", app="web")],
+        "not-running",
+        "denied: Pod shop/web has ended: it is Succeeded",
+        target="pod/web",
+    ),
+    Case(
         "a port of the node that a Pod has",
         [CLIENT, host_port(WEB, 18080)],
         "allowed",
@@ -505,6 +519,7 @@ def test_who_is_seen_behind_a_tunnel() -> None:
         ("gone/web", 80, "there is no namespace gone"),
         ("other/web", 80, "is not in namespace other, but there is Pod shop/web"),
         ("node-1", None, "which port of Node node-1?"),
+        ("www.example.com", 80, "of a name outside of the cluster ask about an address"),
     ],
 )  # fmt: skip
 def test_a_question_that_cannot_be_answered(target: str, port: int | str | None, said: str) -> None:
