@@ -29,7 +29,8 @@ async function answered(request) {
 
 const HEADERS = { Authorization: `Bearer ${TOKEN}` };
 
-export const get = (path, query = {}) => answered(fetch(`${path}?${new URLSearchParams(query)}`, { headers: HEADERS }));
+export const get = (path, query = {}) =>
+  answered(fetch(`${path}?${new URLSearchParams(query)}`, { headers: HEADERS }));
 
 export const post = (path, body) =>
   answered(

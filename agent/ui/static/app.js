@@ -25,23 +25,62 @@ class App {
     this.selected = null;
     this.pairs = this.way = null;
     this.seenDenied = null;
-    this.panel = new Panel({ say: (text) => this.say(text), onPlan: (plan) => this.setPlan(plan), onClose: () => this.closed() });
+    this.panel = new Panel({
+      say: (text) => this.say(text),
+      onPlan: (plan) => this.setPlan(plan),
+      onClose: () => this.closed(),
+    });
     const opened = { onRow: (row) => this.openRow(row) };
-    this.graph = new Graph({ onCard: (key) => this.openCard(key), onLine: (line) => this.openLine(line), onArrange: () => this.arrange() });
+    this.graph = new Graph({
+      onCard: (key) => this.openCard(key),
+      onLine: (line) => this.openLine(line),
+      onArrange: () => this.arrange(),
+    });
     this.views = new Map([
       ["graph", { title: "Graph", of: this.graph, show: () => this.showGraph() }],
-      ["table", { title: "Table", of: new Table(opened), show: (of) => of.show({ model: this.model, rows: this.rows, selected: this.selected, now: this.state.time }) }],
-      ["matrix", { title: "Matrix", of: new Matrix({ onPair: (pair) => this.panel.ask(this.model, pair, true) }), show: (of) => of.show({ state: this.state, filters: this.filters }) }],
-      ["policies", {
-        title: "Policies",
-        of: new Policies({ onPod: (id) => this.openCard(this.model.entities.get(id)?.card), onTry: (text) => this.panel.rehearse(this.model, text) }),
-        show: (of) => of.show({ policies: this.state.cluster.policies, filters: this.filters, changes: this.state.changes }),
-      }],
+      [
+        "table",
+        {
+          title: "Table",
+          of: new Table(opened),
+          show: (of) =>
+            of.show({ model: this.model, rows: this.rows, selected: this.selected, now: this.state.time }),
+        },
+      ],
+      [
+        "matrix",
+        {
+          title: "Matrix",
+          of: new Matrix({ onPair: (pair) => this.panel.ask(this.model, pair, true) }),
+          show: (of) => of.show({ state: this.state, filters: this.filters }),
+        },
+      ],
+      [
+        "policies",
+        {
+          title: "Policies",
+          of: new Policies({
+            onPod: (id) => this.openCard(this.model.entities.get(id)?.card),
+            onTry: (text) => this.panel.rehearse(this.model, text),
+          }),
+          show: (of) =>
+            of.show({
+              policies: this.state.cluster.policies,
+              filters: this.filters,
+              changes: this.state.changes,
+            }),
+        },
+      ],
     ]);
     this.makeTabs();
     this.makeFilters();
     byId("ask").addEventListener("click", () => this.model && this.panel.ask(this.model));
-    byId("plan").addEventListener("click", () => this.model && this.panel.rehearse(this.model, template(this.filters.namespace || this.state.namespace)));
+    byId("plan").addEventListener(
+      "click",
+      () =>
+        this.model &&
+        this.panel.rehearse(this.model, template(this.filters.namespace || this.state.namespace)),
+    );
     document.addEventListener("visibilitychange", () => document.hidden || this.look());
   }
 
@@ -85,8 +124,17 @@ class App {
     const view = this.views.get(this.view);
     view.show(view.of);
     const denied = this.state.rows.filter((row) => row.verdict === "denied").length;
-    fill(byId("summary"), html("span", {}, plural(this.state.cluster.pods.length, "Pod")), html("span", {}, plural(this.connections(), "connection")),
-      html("span", { class: denied ? "some" : "" }, denied > 0 && html("span", { class: "sign denied", "aria-hidden": "true" }, "✕"), `${denied} denied`));
+    fill(
+      byId("summary"),
+      html("span", {}, plural(this.state.cluster.pods.length, "Pod")),
+      html("span", {}, plural(this.connections(), "connection")),
+      html(
+        "span",
+        { class: denied ? "some" : "" },
+        denied > 0 && html("span", { class: "sign denied", "aria-hidden": "true" }, "✕"),
+        `${denied} denied`,
+      ),
+    );
   }
 
   connections() {
@@ -102,7 +150,10 @@ class App {
     this.graph.show({
       model,
       left: this.model.cards.size - model.cards.size,
-      lines: [...linesOf(model, this.rows, this.perPod), ...(this.plan ? plannedLines(model, this.plan, this.perPod) : [])],
+      lines: [
+        ...linesOf(model, this.rows, this.perPod),
+        ...(this.plan ? plannedLines(model, this.plan, this.perPod) : []),
+      ],
       rehearsed: Boolean(this.plan),
       placed: this.placed(model, known),
       perPod: this.perPod,
@@ -114,8 +165,13 @@ class App {
 
   // As it was arranged, or the way that is seen larger.
   placed(model, pairs) {
-    const tried = (this.way ? [this.way] : WAYS).map((way) => ({ way, at: placed(model, pairs, this.perPod, way) }));
-    const best = tried.sort((one, other) => this.graph.sight.scaleOf(other.at) - this.graph.sight.scaleOf(one.at))[0];
+    const tried = (this.way ? [this.way] : WAYS).map((way) => ({
+      way,
+      at: placed(model, pairs, this.perPod, way),
+    }));
+    const best = tried.sort(
+      (one, other) => this.graph.sight.scaleOf(other.at) - this.graph.sight.scaleOf(one.at),
+    )[0];
     this.way = best.way;
     return best.at;
   }
@@ -124,10 +180,16 @@ class App {
   lit() {
     const { text, namespace, denied } = this.filters;
     if (!text && !namespace && !denied) return null;
-    const touched = this.rows.flatMap((row) => [row.source, row.target].map((id) => this.model.entities.get(id).card));
+    const touched = this.rows.flatMap((row) =>
+      [row.source, row.target].map((id) => this.model.entities.get(id).card),
+    );
     const named = [...this.model.cards.values()].filter((card) => {
       if (namespace && card.namespace !== namespace) return false;
-      return (namespace || text) && !denied && `${card.namespace}/${card.label}`.toLowerCase().includes(text.toLowerCase());
+      return (
+        (namespace || text) &&
+        !denied &&
+        `${card.namespace}/${card.label}`.toLowerCase().includes(text.toLowerCase())
+      );
     });
     return new Set([...touched, ...named.map((card) => card.key)]);
   }
@@ -189,26 +251,60 @@ class App {
 
   // Speaks of denials that were not there before; not of those that the page began with.
   announce() {
-    const denied = new Map(this.state.rows.filter((row) => row.verdict === "denied").map((row) => [row.id, row]));
+    const denied = new Map(
+      this.state.rows.filter((row) => row.verdict === "denied").map((row) => [row.id, row]),
+    );
     if (this.seenDenied) {
       const fresh = [...denied.values()].filter((row) => !this.seenDenied.has(row.id));
-      const said = fresh.slice(0, SPOKEN).map((row) => `${nameOf(this.model, row.source)} to ${nameOf(this.model, row.target)} on ${portOf(row)}`);
-      if (fresh.length) this.say(`Denied: ${said.join("; ")}${fresh.length > SPOKEN ? ` and ${fresh.length - SPOKEN} more` : ""}`);
+      const said = fresh
+        .slice(0, SPOKEN)
+        .map(
+          (row) => `${nameOf(this.model, row.source)} to ${nameOf(this.model, row.target)} on ${portOf(row)}`,
+        );
+      if (fresh.length)
+        this.say(
+          `Denied: ${said.join("; ")}${fresh.length > SPOKEN ? ` and ${fresh.length - SPOKEN} more` : ""}`,
+        );
     }
     this.seenDenied = denied;
   }
 
   notices() {
-    const silent = Object.entries(this.state.silent).map(([node, why]) => `The agent of ${node} is silent: ${why}`);
+    const silent = Object.entries(this.state.silent).map(
+      ([node, why]) => `The agent of ${node} is silent: ${why}`,
+    );
     const said = [...silent, ...this.state.problems];
-    fill(byId("notices"), said.length > 0 && html("details", {}, html("summary", {}, plural(said.length, "notice")), html("ul", {}, said.map((text) => html("li", {}, text)))));
+    fill(
+      byId("notices"),
+      said.length > 0 &&
+        html(
+          "details",
+          {},
+          html("summary", {}, plural(said.length, "notice")),
+          html(
+            "ul",
+            {},
+            said.map((text) => html("li", {}, text)),
+          ),
+        ),
+    );
   }
 
   // Views and filters
 
   makeTabs() {
     const tabs = [...this.views].map(([name, { title }]) =>
-      html("button", { type: "button", role: "tab", id: `tab-${name}`, "aria-controls": "view", onclick: () => this.choose(name) }, title),
+      html(
+        "button",
+        {
+          type: "button",
+          role: "tab",
+          id: `tab-${name}`,
+          "aria-controls": "view",
+          onclick: () => this.choose(name),
+        },
+        title,
+      ),
     );
     const bar = byId("tabs");
     bar.append(...tabs);
@@ -235,11 +331,31 @@ class App {
 
   makeFilters() {
     const form = byId("filters");
-    const lines = html("div", { class: "switch", role: "group", "aria-label": "Lines between" },
-      [[false, "Workloads"], [true, "Pods"]].map(([perPod, text]) => html("button", { type: "button", "aria-pressed": String(perPod === this.perPod), onclick: (event) => this.setPerPod(perPod, event.target) }, text)));
+    const lines = html(
+      "div",
+      { class: "switch", role: "group", "aria-label": "Lines between" },
+      [
+        [false, "Workloads"],
+        [true, "Pods"],
+      ].map(([perPod, text]) =>
+        html(
+          "button",
+          {
+            type: "button",
+            "aria-pressed": String(perPod === this.perPod),
+            onclick: (event) => this.setPerPod(perPod, event.target),
+          },
+          text,
+        ),
+      ),
+    );
     form.append(lines);
     const changed = () => {
-      this.filters = { text: byId("text").value, namespace: byId("namespace").value, denied: byId("denied").checked };
+      this.filters = {
+        text: byId("text").value,
+        namespace: byId("namespace").value,
+        denied: byId("denied").checked,
+      };
       this.show();
     };
     form.addEventListener("input", changed);
@@ -248,7 +364,8 @@ class App {
 
   setPerPod(perPod, button) {
     this.perPod = perPod;
-    for (const each of button.parentElement.children) each.setAttribute("aria-pressed", String(each === button));
+    for (const each of button.parentElement.children)
+      each.setAttribute("aria-pressed", String(each === button));
     this.graph.sight.moved = false;
     this.way = null;
     this.show();
@@ -257,9 +374,18 @@ class App {
   offerNamespaces() {
     const select = byId("namespace");
     const names = this.state.cluster.namespaces;
-    if ([...select.options].slice(1).map((option) => option.value).join("\n") === names.join("\n")) return;
+    if (
+      [...select.options]
+        .slice(1)
+        .map((option) => option.value)
+        .join("\n") === names.join("\n")
+    )
+      return;
     const chosen = select.value;
-    select.replaceChildren(html("option", { value: "" }, "All namespaces"), ...names.map((name) => html("option", { value: name }, name)));
+    select.replaceChildren(
+      html("option", { value: "" }, "All namespaces"),
+      ...names.map((name) => html("option", { value: name }, name)),
+    );
     select.value = names.includes(chosen) ? chosen : "";
   }
 }

@@ -16,11 +16,20 @@ export function drawing(policy, onPod) {
       "div",
       { class: "flow" },
       side("in", "May reach them", policy.ingress, onPod),
-      html("div", { class: "selected" }, html("p", { class: "head" }, policy.selects), members(policy.selected, onPod, "selects no Pod")),
+      html(
+        "div",
+        { class: "selected" },
+        html("p", { class: "head" }, policy.selects),
+        members(policy.selected, onPod, "selects no Pod"),
+      ),
       side("out", "They may reach", policy.egress, onPod),
     ),
     policy.problems.length > 0 &&
-      html("ul", { class: "problems" }, policy.problems.map((problem) => html("li", {}, `Cannot be used: ${problem}`))),
+      html(
+        "ul",
+        { class: "problems" },
+        policy.problems.map((problem) => html("li", {}, `Cannot be used: ${problem}`)),
+      ),
   );
 }
 
@@ -28,14 +37,36 @@ function side(way, title, { isolates, rules }, onPod) {
   const content = !isolates
     ? html("p", { class: "free" }, "Everybody: this policy does not say")
     : rules.length === 0
-      ? html("p", { class: "none" }, html("span", { class: "sign denied", "aria-hidden": "true" }, "✕"), "nobody")
-      : html("ol", {}, rules.map((rule) => ruleOf(way, rule, onPod)));
-  return html("div", { role: "group", "aria-label": title, class: `side ${way}${isolates ? "" : " open"}` }, html("p", { class: "head" }, title), content);
+      ? html(
+          "p",
+          { class: "none" },
+          html("span", { class: "sign denied", "aria-hidden": "true" }, "✕"),
+          "nobody",
+        )
+      : html(
+          "ol",
+          {},
+          rules.map((rule) => ruleOf(way, rule, onPod)),
+        );
+  return html(
+    "div",
+    { role: "group", "aria-label": title, class: `side ${way}${isolates ? "" : " open"}` },
+    html("p", { class: "head" }, title),
+    content,
+  );
 }
 
 function ruleOf(way, rule, onPod) {
-  const ports = html("p", { class: "ports" }, rule.ports.map((port) => html("span", {}, port)));
-  const peers = html("ul", { class: "peers" }, rule.peers.map((peer) => peerOf(peer, onPod)));
+  const ports = html(
+    "p",
+    { class: "ports" },
+    rule.ports.map((port) => html("span", {}, port)),
+  );
+  const peers = html(
+    "ul",
+    { class: "peers" },
+    rule.peers.map((peer) => peerOf(peer, onPod)),
+  );
   return html("li", { class: "rule", title: rule.field }, peers, ports);
 }
 
@@ -50,7 +81,12 @@ function peerOf(peer, onPod) {
 
 function members({ total, ids }, onPod, none) {
   if (!total) return html("p", { class: "none" }, none);
-  const pod = (id) => html("li", {}, html("button", { type: "button", class: "link", onclick: () => onPod(id) }, id.replace(/^pod\//, "")));
+  const pod = (id) =>
+    html(
+      "li",
+      {},
+      html("button", { type: "button", class: "link", onclick: () => onPod(id) }, id.replace(/^pod\//, "")),
+    );
   const rest = total - Math.min(MOST, ids.length);
   if (total <= MOST) return html("ul", { class: "pods" }, ids.map(pod));
   return html(

@@ -7,6 +7,7 @@
 import { html, svg } from "./dom.js";
 import { CARD } from "./layout.js";
 import { portOf } from "./model.js";
+import { routed } from "./routes.js";
 import { Sight } from "./sight.js";
 
 const KINDS = ["allowed", "denied", "audit", "opened", "closed", "active"];
@@ -25,9 +26,22 @@ export class Graph {
     this.scene = svg("g", {}, this.boxes, this.lines, this.labels, this.cards, this.marks);
     this.hint = html("p", { class: "hint", "aria-hidden": "true" });
     this.left = html("p", { class: "left", role: "status" });
-    this.picture = svg("svg", { class: "picture", role: "group" }, svg("defs", {}, KINDS.map(arrow)), this.scene);
+    this.picture = svg(
+      "svg",
+      { class: "picture", role: "group" },
+      svg("defs", {}, KINDS.map(arrow)),
+      this.scene,
+    );
     this.sight = new Sight(this.picture, this.scene);
-    this.element = html("div", { class: "graph" }, this.picture, this.left, this.hint, this.legend(), this.tools(onArrange));
+    this.element = html(
+      "div",
+      { class: "graph" },
+      this.picture,
+      this.left,
+      this.hint,
+      this.legend(),
+      this.tools(onArrange),
+    );
     this.picture.addEventListener("keydown", (event) => this.key(event));
     this.current = null;
     this.known = new Map();
@@ -35,24 +49,57 @@ export class Graph {
 
   // lines as of linesOf; placed as of layout.placed; lit: keys of cards that are not faded, or null for all.
   show({ model, left, lines, placed, perPod, lit, selected, badges, rehearsed }) {
-    this.left.textContent = left ? `${left} workloads are not drawn${lit ? "" : ": choose a namespace, or search"}` : "";
+    this.left.textContent = left
+      ? `${left} workloads are not drawn${lit ? "" : ": choose a namespace, or search"}`
+      : "";
     this.element.classList.toggle("rehearsed", rehearsed);
     Object.assign(this, { model, placed, perPod, shown: lines });
-    this.picture.setAttribute("aria-label", `${model.cards.size} workloads and ${lines.length} lines; arrow keys move`);
-    this.join(this.boxes, [...placed.boxes], ([key]) => `box ${key}`, newBox, ([, at], of) => setBox(of, at));
-    this.join(this.labels, [...placed.boxes], ([key]) => `label ${key}`, newLabel, ([key, at], of) => this.setLabel(of, key, at));
-    this.join(this.cards, [...placed.cards], ([key]) => `card ${key}`, (item) => this.newCard(item), ([key, at], of) => {
-      of.classList.toggle("faded", lit !== null && !lit.has(key));
-      of.classList.toggle("selected", selected === key);
-      this.setCard(of, key, at, badges.get(key));
-    });
+    this.picture.setAttribute(
+      "aria-label",
+      `${model.cards.size} workloads and ${lines.length} lines; arrow keys move`,
+    );
+    this.join(
+      this.boxes,
+      [...placed.boxes],
+      ([key]) => `box ${key}`,
+      newBox,
+      ([, at], of) => setBox(of, at),
+    );
+    this.join(
+      this.labels,
+      [...placed.boxes],
+      ([key]) => `label ${key}`,
+      newLabel,
+      ([key, at], of) => this.setLabel(of, key, at),
+    );
+    this.join(
+      this.cards,
+      [...placed.cards],
+      ([key]) => `card ${key}`,
+      (item) => this.newCard(item),
+      ([key, at], of) => {
+        of.classList.toggle("faded", lit !== null && !lit.has(key));
+        of.classList.toggle("selected", selected === key);
+        this.setCard(of, key, at, badges.get(key));
+      },
+    );
     const routes = routed(lines, (end) => this.at(end), [...placed.cards.values()]);
     const routable = lines.filter((line) => routes.has(line.id));
-    this.join(this.lines, routable, (line) => `line ${line.id}`, () => this.newLine(), (line, of) =>
-      this.setLine(of, line, routes.get(line.id), selected),
+    this.join(
+      this.lines,
+      routable,
+      (line) => `line ${line.id}`,
+      () => this.newLine(),
+      (line, of) => this.setLine(of, line, routes.get(line.id), selected),
     );
     const marked = routable.filter((line) => line.verdict !== "allowed");
-    this.join(this.marks, marked, (line) => `mark ${line.id}`, newMark, (line, of) => setMark(of, line, routes.get(line.id)));
+    this.join(
+      this.marks,
+      marked,
+      (line) => `mark ${line.id}`,
+      newMark,
+      (line, of) => setMark(of, line, routes.get(line.id)),
+    );
     if (!this.current || !placed.cards.has(this.current)) this.stopAt([...placed.cards.keys()][0]);
     this.sight.size(placed.width, placed.height);
   }
@@ -111,9 +158,23 @@ export class Graph {
     move(of, at);
     size(of.children[0], at);
     const count = card.members.length;
-    setText(of.children[1], card.label, at.width - 24 - (count > 1 ? 24 : 0) - (badge.guarded ? 18 : 0), 12.5);
-    const spoken = [`${card.kind} ${card.label}`, card.namespace && `in ${card.namespace}`, count > 1 && `${count} Pods`];
-    of.setAttribute("aria-label", [...spoken, badge.guarded && "isolated by a policy", badge.denied && `${badge.denied} denied`].filter(Boolean).join(", "));
+    setText(
+      of.children[1],
+      card.label,
+      at.width - 24 - (count > 1 ? 24 : 0) - (badge.guarded ? 18 : 0),
+      12.5,
+    );
+    const spoken = [
+      `${card.kind} ${card.label}`,
+      card.namespace && `in ${card.namespace}`,
+      count > 1 && `${count} Pods`,
+    ];
+    of.setAttribute(
+      "aria-label",
+      [...spoken, badge.guarded && "isolated by a policy", badge.denied && `${badge.denied} denied`]
+        .filter(Boolean)
+        .join(", "),
+    );
     of.classList.toggle("denying", Boolean(badge.denied));
     const signs = [];
     let right = at.width - 11;
@@ -123,7 +184,9 @@ export class Graph {
     }
     if (badge.guarded) signs.push(svg("path", { class: "guard", d: `M${right - 6} 11${SHIELD}` }));
     of.children[2].replaceChildren(...signs);
-    of.children[3].replaceChildren(...(this.perPod ? card.members.map((id, index) => this.member(card, id, index, at)) : []));
+    of.children[3].replaceChildren(
+      ...(this.perPod ? card.members.map((id, index) => this.member(card, id, index, at)) : []),
+    );
   }
 
   member(card, id, index, at) {
@@ -131,11 +194,28 @@ export class Graph {
     const short = label.startsWith(`${card.label}-`) ? `…${label.slice(card.label.length)}` : label;
     const text = svg("text", { class: "member", x: 14, y: CARD.head + index * CARD.row + 14 });
     setText(text, short, at.width - 28, 11.5);
-    return svg("g", {}, svg("line", { class: "rule", x1: 0, x2: at.width, y1: CARD.head + index * CARD.row, y2: CARD.head + index * CARD.row }), text);
+    return svg(
+      "g",
+      {},
+      svg("line", {
+        class: "rule",
+        x1: 0,
+        x2: at.width,
+        y1: CARD.head + index * CARD.row,
+        y2: CARD.head + index * CARD.row,
+      }),
+      text,
+    );
   }
 
   newLine() {
-    const of = svg("g", { class: "line" }, svg("path", { class: "hit" }), svg("path", { class: "stroke" }), svg("title"));
+    const of = svg(
+      "g",
+      { class: "line" },
+      svg("path", { class: "hit" }),
+      svg("path", { class: "stroke" }),
+      svg("title"),
+    );
     of.addEventListener("click", () => of.line.rows.length && this.onLine(of.line));
     of.addEventListener("pointerenter", () => this.tell(of.line, of));
     of.addEventListener("pointerleave", () => this.tell(null, of));
@@ -154,7 +234,8 @@ export class Graph {
 
   said(line) {
     const ports = line.ports?.join(", ") ?? [...new Set(line.rows.map(portOf))].slice(0, 4).join(", ");
-    const name = (end) => (this.perPod ? this.model.entities.get(end)?.label : this.model.cards.get(end)?.label) ?? end;
+    const name = (end) =>
+      (this.perPod ? this.model.entities.get(end)?.label : this.model.cards.get(end)?.label) ?? end;
     return `${name(line.source)} → ${name(line.target)}  ${ports}  ${line.ports ? `would be ${line.verdict}` : `${line.verdict}, ${line.count} seen`}`;
   }
 
@@ -167,7 +248,9 @@ export class Graph {
   light(key) {
     for (const group of [this.lines, this.marks]) group.classList.toggle("dimmed", key !== null);
     for (const of of [...this.lines.children, ...this.marks.children]) {
-      const ends = [of.line.source, of.line.target].map((end) => (this.perPod ? this.model.entities.get(end)?.card : end));
+      const ends = [of.line.source, of.line.target].map((end) =>
+        this.perPod ? this.model.entities.get(end)?.card : end,
+      );
       of.classList.toggle("active", key !== null && ends.includes(key));
     }
   }
@@ -210,7 +293,8 @@ export class Graph {
   }
 
   tools(onArrange) {
-    const tool = (label, text, run) => html("button", { type: "button", "aria-label": label, title: label, onclick: run }, text);
+    const tool = (label, text, run) =>
+      html("button", { type: "button", "aria-label": label, title: label, onclick: run }, text);
     return html(
       "div",
       { class: "tools", role: "group", "aria-label": "Picture" },
@@ -223,22 +307,51 @@ export class Graph {
 
   legend() {
     const sample = (kind, text) =>
-      html("li", { class: `of-${kind}` }, svg("svg", { class: `line ${kind}`, width: 34, height: 12, "aria-hidden": "true" },
-        svg("path", { class: "stroke", d: "M1 6H30", "marker-end": `url(#arrow-${kind})` }),
-        (kind === "denied" || kind === "closed") && svg("path", { class: "cross", d: "M12 2l8 8M20 2l-8 8" })), text);
-    return html("ul", { class: "legend", "aria-label": "Lines" }, sample("allowed", "allowed"), sample("denied", "denied"), sample("opened", "would open"), sample("closed", "would close"), html("li", {}, shield(), "isolated by a policy"));
+      html(
+        "li",
+        { class: `of-${kind}` },
+        svg(
+          "svg",
+          { class: `line ${kind}`, width: 34, height: 12, "aria-hidden": "true" },
+          svg("path", { class: "stroke", d: "M1 6H30", "marker-end": `url(#arrow-${kind})` }),
+          (kind === "denied" || kind === "closed") &&
+            svg("path", { class: "cross", d: "M12 2l8 8M20 2l-8 8" }),
+        ),
+        text,
+      );
+    return html(
+      "ul",
+      { class: "legend", "aria-label": "Lines" },
+      sample("allowed", "allowed"),
+      sample("denied", "denied"),
+      sample("opened", "would open"),
+      sample("closed", "would close"),
+      html("li", {}, shield(), "isolated by a policy"),
+    );
   }
 }
 
 function arrow(kind) {
   const triangle = svg("path", { d: "M0 1L7 4.5L0 8z", class: `tip ${kind}` });
-  const box = { viewBox: "0 0 8 9", refX: 6.5, refY: 4.5, markerWidth: 8, markerHeight: 9, markerUnits: "userSpaceOnUse" };
+  const box = {
+    viewBox: "0 0 8 9",
+    refX: 6.5,
+    refY: 4.5,
+    markerWidth: 8,
+    markerHeight: 9,
+    markerUnits: "userSpaceOnUse",
+  };
   return svg("marker", { id: `arrow-${kind}`, orient: "auto", ...box }, triangle);
 }
 
 const SHIELD = "l6 2.4v4.2q0 4.6-6 6.8q-6-2.2-6-6.8v-4.2z";
 
-const shield = () => svg("svg", { width: 14, height: 16, "aria-hidden": "true" }, svg("path", { class: "guard", d: `M7 1${SHIELD}` }));
+const shield = () =>
+  svg(
+    "svg",
+    { width: 14, height: 16, "aria-hidden": "true" },
+    svg("path", { class: "guard", d: `M7 1${SHIELD}` }),
+  );
 
 const newBox = () => svg("g", { class: "box" }, svg("rect", { rx: 12 }));
 
@@ -251,7 +364,8 @@ const newLabel = () => svg("g", { class: "label" }, svg("text", { x: 15, y: 23 }
 
 const SIGNS = { denied: "M-3 -3L3 3M3 -3L-3 3", opened: "M-3.5 0H3.5M0 -3.5V3.5", audit: "M0 -4V1M0 3V4" };
 
-const newMark = () => svg("g", { class: "mark", "aria-hidden": "true" }, svg("circle", { r: 7 }), svg("path"));
+const newMark = () =>
+  svg("g", { class: "mark", "aria-hidden": "true" }, svg("circle", { r: 7 }), svg("path"));
 
 function setMark(of, line, { x, y }) {
   of.line = line;
@@ -277,62 +391,4 @@ function setText(of, text, width, px) {
   const whole = ruler.measureText(text).width <= width;
   of.replaceChildren(whole ? text : `${shown}…`);
   if (!whole) of.append(svg("title", {}, text));
-}
-
-// Where each line runs, by its id: {d, x, y}, x and y where its mark stands. Lines at one side of a card are spread
-// along it; marks keep off cards and off each other.
-function routed(lines, at, cards) {
-  const routes = new Map();
-  const sides = new Map();
-  const stop = (line, end, side, other) => {
-    const key = `${side} ${end}`;
-    if (!sides.has(key)) sides.set(key, []);
-    sides.get(key).push({ line, y: other.y + other.height / 2 });
-  };
-  const ways = [];
-  for (const line of lines) {
-    const [from, to] = [at(line.source), at(line.target)];
-    if (!from || !to) continue;
-    const way = to.x >= from.x + from.width ? ["right", "left"] : to.x + to.width <= from.x ? ["left", "right"] : ["right", "right"];
-    ways.push({ line, from, to, way });
-    stop(line, `from ${line.source}`, way[0], to);
-    stop(line, `to ${line.target}`, way[1], from);
-  }
-  for (const stops of sides.values()) stops.sort((one, other) => one.y - other.y);
-  const y = (line, end, side, box) => {
-    const stops = sides.get(`${side} ${end}`);
-    const index = stops.findIndex((each) => each.line === line);
-    return box.y + (box.height * (index + 1)) / (stops.length + 1);
-  };
-  const marks = [];
-  for (const { line, from, to, way } of ways) {
-    const start = { x: way[0] === "right" ? from.x + from.width : from.x, y: y(line, `from ${line.source}`, way[0], from) };
-    const end = { x: way[1] === "right" ? to.x + to.width : to.x, y: y(line, `to ${line.target}`, way[1], to) };
-    const route = curve(start, end, way);
-    const free = (point) => !cards.some((card) => within(point, card)) && !marks.some((mark) => Math.hypot(mark.x - point.x, mark.y - point.y) < MARK);
-    const mark = route.points.find(free) ?? route.points[0];
-    if (line.verdict !== "allowed") marks.push(mark);
-    routes.set(line.id, { d: route.d, ...mark });
-  }
-  return routes;
-}
-
-const MARK = 17;
-const MARKED = [0.5, 0.6, 0.4, 0.7, 0.3, 0.8, 0.2, 0.9, 0.1]; // along a line, where a mark may stand
-
-const within = (point, { x, y, width, height }) => point.x > x - 9 && point.x < x + width + 9 && point.y > y - 9 && point.y < y + height + 9;
-
-function curve(start, end, [from, to]) {
-  const bend = from === to ? 46 + Math.abs(end.y - start.y) * 0.12 : Math.max(36, Math.abs(end.x - start.x) * 0.46);
-  const first = start.x + (from === "right" ? bend : -bend);
-  const second = end.x + (to === "right" ? bend : -bend);
-  const point = (t) => {
-    const s = 1 - t;
-    const mix = (a, b, c, d) => s * s * s * a + 3 * s * s * t * b + 3 * s * t * t * c + t * t * t * d;
-    return { x: mix(start.x, first, second, end.x), y: mix(start.y, start.y, end.y, end.y) };
-  };
-  return {
-    d: `M${start.x} ${start.y}C${first} ${start.y} ${second} ${end.y} ${end.x} ${end.y}`,
-    points: MARKED.map(point),
-  };
 }

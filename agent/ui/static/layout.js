@@ -17,7 +17,9 @@ export function heightOf(card, perPod) {
 // pairs: [card key, card key] of every line. stacked: workloads of a namespace below each other, whoever connects to
 // whom; gap: between those below each other. Gives {cards, boxes: key -> {x, y, width, height}, width, height}.
 export function placed(model, pairs, perPod, { stacked, gap }) {
-  const inside = new Map([...model.boxes.values()].map((box) => [box.key, insideOf(model, box, pairs, perPod, stacked, gap)]));
+  const inside = new Map(
+    [...model.boxes.values()].map((box) => [box.key, insideOf(model, box, pairs, perPod, stacked, gap)]),
+  );
   const graph = made({ nodesep: gap + 12, ranksep: 76 });
   for (const [key, { width, height }] of inside) graph.setNode(key, { width, height });
   for (const [from, to] of pairs) connect(graph, model.cards.get(from).box, model.cards.get(to).box);

@@ -22,7 +22,13 @@ export class Matrix {
     this.at = [0, 0];
     this.asked = 0;
     this.grid = html("div");
-    this.key = html("p", { class: "quiet foot" }, ["✓ allowed", "✕ denied", "◐ some of them", "● seen within ten minutes"].map((text) => html("span", {}, text)));
+    this.key = html(
+      "p",
+      { class: "quiet foot" },
+      ["✓ allowed", "✕ denied", "◐ some of them", "● seen within ten minutes"].map((text) =>
+        html("span", {}, text),
+      ),
+    );
     this.element = html("div", { class: "scroll matrix" }, this.key, this.grid);
     this.grid.addEventListener("keydown", (event) => this.keydown(event));
   }
@@ -47,23 +53,67 @@ export class Matrix {
   draw({ rows, columns, cells }, seen) {
     const words = this.filters.text.toLowerCase().split(/\s+/).filter(Boolean);
     const fits = (text) => words.every((word) => text.toLowerCase().includes(word));
-    const own = rows.map((row, index) => [row, index]).filter(([row]) => !words.length || fits(row.label) || columns.some((column) => fits(column.label)));
+    const own = rows
+      .map((row, index) => [row, index])
+      .filter(([row]) => !words.length || fits(row.label) || columns.some((column) => fits(column.label)));
     const rowsFit = rows.some((row) => fits(row.label));
-    const some = columns.map((column, index) => [column, index]).filter(([column]) => !words.length || fits(column.label) || rowsFit);
+    const some = columns
+      .map((column, index) => [column, index])
+      .filter(([column]) => !words.length || fits(column.label) || rowsFit);
     const seenBy = new Set(seen.map((row) => `${row.source} ${row.target} ${row.protocol} ${row.port}`));
-    const isSeen = (row, column) => row.pods.some((source) => column.pods.some((target) => column.ports.some(([protocol, port]) => seenBy.has(`${source} ${target} ${protocol} ${port}`))));
+    const isSeen = (row, column) =>
+      row.pods.some((source) =>
+        column.pods.some((target) =>
+          column.ports.some(([protocol, port]) => seenBy.has(`${source} ${target} ${protocol} ${port}`)),
+        ),
+      );
     this.at = [Math.min(this.at[0], own.length - 1), Math.min(this.at[1], some.length - 1)];
-    const cell = ([row, i], y) => ([column, j], x) => {
-      const word = cells[i][j];
-      const [mark, spoken] = WORDS[word] ?? [word, word];
-      const dot = isSeen(row, column);
-      const label = `${row.label} to ${column.label}: ${spoken}${dot ? ", seen" : ""}`;
-      return html("td", { role: "gridcell", class: `cell ${word === "." || word === "-" ? "none" : word}${dot ? " seen" : ""}`, tabindex: y === this.at[0] && x === this.at[1] ? "0" : "-1",
-        "data-key": `${y} ${x}`, "aria-label": label, title: label, onclick: () => this.choose(row, column, word), onfocus: () => this.stopAt(y, x) }, mark);
-    };
-    fill(this.grid, html("table", { role: "grid", "aria-label": "Who may reach whom" },
-      html("thead", {}, html("tr", { role: "row" }, html("th", { scope: "col" }, "From"), some.map(([column]) => html("th", { scope: "col", class: "to" }, html("span", {}, column.label))))),
-      html("tbody", {}, own.map((row, y) => html("tr", { role: "row" }, html("th", { scope: "row" }, row[0].label), some.map(cell(row, y)))))));
+    const cell =
+      ([row, i], y) =>
+      ([column, j], x) => {
+        const word = cells[i][j];
+        const [mark, spoken] = WORDS[word] ?? [word, word];
+        const dot = isSeen(row, column);
+        const label = `${row.label} to ${column.label}: ${spoken}${dot ? ", seen" : ""}`;
+        return html(
+          "td",
+          {
+            role: "gridcell",
+            class: `cell ${word === "." || word === "-" ? "none" : word}${dot ? " seen" : ""}`,
+            tabindex: y === this.at[0] && x === this.at[1] ? "0" : "-1",
+            "data-key": `${y} ${x}`,
+            "aria-label": label,
+            title: label,
+            onclick: () => this.choose(row, column, word),
+            onfocus: () => this.stopAt(y, x),
+          },
+          mark,
+        );
+      };
+    fill(
+      this.grid,
+      html(
+        "table",
+        { role: "grid", "aria-label": "Who may reach whom" },
+        html(
+          "thead",
+          {},
+          html(
+            "tr",
+            { role: "row" },
+            html("th", { scope: "col" }, "From"),
+            some.map(([column]) => html("th", { scope: "col", class: "to" }, html("span", {}, column.label))),
+          ),
+        ),
+        html(
+          "tbody",
+          {},
+          own.map((row, y) =>
+            html("tr", { role: "row" }, html("th", { scope: "row" }, row[0].label), some.map(cell(row, y))),
+          ),
+        ),
+      ),
+    );
   }
 
   choose(row, column, word) {

@@ -76,7 +76,12 @@ export function kept(model, rows, { text, namespace, denied }) {
 function searched(row, ends) {
   const said = ends.flatMap((end) =>
     end?.pod
-      ? [end.id, end.card, ...end.pod.addresses, ...Object.entries(end.pod.labels).map(([key, value]) => `${key}=${value}`)]
+      ? [
+          end.id,
+          end.card,
+          ...end.pod.addresses,
+          ...Object.entries(end.pod.labels).map(([key, value]) => `${key}=${value}`),
+        ]
       : [end?.id ?? ""],
   );
   return [...said, portOf(row), row.port, row.verdict, ...(row.policies ?? [])].join(" ").toLowerCase();
@@ -86,8 +91,13 @@ function searched(row, ends) {
 export function reduced(model, wanted, most) {
   if (model.cards.size <= most) return model;
   const keys = [...model.cards.keys()];
-  const kept = new Set([...keys.filter((key) => wanted.has(key)), ...(wanted.size ? [] : keys)].slice(0, most));
-  const boxes = [...model.boxes].map(([key, box]) => [key, { ...box, cards: box.cards.filter((card) => kept.has(card)) }]);
+  const kept = new Set(
+    [...keys.filter((key) => wanted.has(key)), ...(wanted.size ? [] : keys)].slice(0, most),
+  );
+  const boxes = [...model.boxes].map(([key, box]) => [
+    key,
+    { ...box, cards: box.cards.filter((card) => kept.has(card)) },
+  ]);
   return {
     cards: new Map([...model.cards].filter(([key]) => kept.has(key))),
     boxes: new Map(boxes.filter(([, box]) => box.cards.length)),

@@ -21,9 +21,23 @@ export function summary(found) {
 
 export function planned(found) {
   return [
-    html("div", { class: `sentence ${found.closes ? "denied" : "allowed"}` }, html("p", {}, html("strong", {}, summary(found)))),
-    found.unusable.length > 0 && html("ul", { class: "problems" }, found.unusable.map((text) => html("li", {}, text))),
-    found.sentences.length > 0 && html("ul", { class: "plainlist" }, found.sentences.map((text) => html("li", {}, text))),
+    html(
+      "div",
+      { class: `sentence ${found.closes ? "denied" : "allowed"}` },
+      html("p", {}, html("strong", {}, summary(found))),
+    ),
+    found.unusable.length > 0 &&
+      html(
+        "ul",
+        { class: "problems" },
+        found.unusable.map((text) => html("li", {}, text)),
+      ),
+    found.sentences.length > 0 &&
+      html(
+        "ul",
+        { class: "plainlist" },
+        found.sentences.map((text) => html("li", {}, text)),
+      ),
     ways(found, "closes", "Closes"),
     ways(found, "opens", "Opens"),
     cuts(found),
@@ -38,12 +52,22 @@ function ways(found, change, title) {
 
 function way(row) {
   const opens = row.change === "opens";
-  const declared = row.declared.length > 0 && row.declared.join(", ") !== row.ports ? ` (declared: ${row.declared.join(", ")})` : "";
+  const declared =
+    row.declared.length > 0 && row.declared.join(", ") !== row.ports
+      ? ` (declared: ${row.declared.join(", ")})`
+      : "";
   return html(
     "li",
     {},
     html("span", { class: `sign ${opens ? "allowed" : "denied"}`, "aria-hidden": "true" }, opens ? "+" : "✕"),
-    html("span", {}, few(row.sources), html("span", { class: "quiet" }, " → "), few(row.targets), html("span", { class: "mono quiet" }, ` ${row.ports}${declared}`)),
+    html(
+      "span",
+      {},
+      few(row.sources),
+      html("span", { class: "quiet" }, " → "),
+      few(row.targets),
+      html("span", { class: "mono quiet" }, ` ${row.ports}${declared}`),
+    ),
   );
 }
 
@@ -60,7 +84,13 @@ function cuts(found) {
       "li",
       {},
       html("span", { class: "sign denied", "aria-hidden": "true" }, "✕"),
-      html("span", {}, `${source} → ${target} `, html("span", { class: "mono quiet" }, `${protocol} ${port}`), html("span", { class: "quiet" }, ` ${reason}`)),
+      html(
+        "span",
+        {},
+        `${source} → ${target} `,
+        html("span", { class: "mono quiet" }, `${protocol} ${port}`),
+        html("span", { class: "quiet" }, ` ${reason}`),
+      ),
     );
   const more = found.cuts_total - MOST_CUTS;
   return section(
@@ -72,6 +102,14 @@ function cuts(found) {
 
 function services(found) {
   if (!found.services.length) return null;
-  const said = (each) => `${each.service}:${each.port}: ${plural(each.before.length, "endpoint")} before, ${each.after.length} after`;
-  return section("Services", html("ul", { class: "plainlist" }, found.services.map((each) => html("li", {}, said(each)))));
+  const said = (each) =>
+    `${each.service}:${each.port}: ${plural(each.before.length, "endpoint")} before, ${each.after.length} after`;
+  return section(
+    "Services",
+    html(
+      "ul",
+      { class: "plainlist" },
+      found.services.map((each) => html("li", {}, said(each))),
+    ),
+  );
 }

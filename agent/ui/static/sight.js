@@ -53,7 +53,11 @@ export class Sight {
   reveal({ x, y, width, height }) {
     const [left, top] = [x * this.scale + this.x, y * this.scale + this.y];
     const seen = this.picture.getBoundingClientRect();
-    const outside = left < 0 || top < 0 || left + width * this.scale > seen.width || top + height * this.scale > seen.height;
+    const outside =
+      left < 0 ||
+      top < 0 ||
+      left + width * this.scale > seen.width ||
+      top + height * this.scale > seen.height;
     if (!outside) return;
     this.x += seen.width / 2 - left - (width * this.scale) / 2;
     this.y += seen.height / 2 - top - (height * this.scale) / 2;
@@ -64,7 +68,11 @@ export class Sight {
   wheel(event) {
     event.preventDefault();
     const seen = this.picture.getBoundingClientRect();
-    this.scaleBy(Math.exp(-event.deltaY * (event.ctrlKey ? 0.01 : 0.0015)), event.clientX - seen.left, event.clientY - seen.top);
+    this.scaleBy(
+      Math.exp(-event.deltaY * (event.ctrlKey ? 0.01 : 0.0015)),
+      event.clientX - seen.left,
+      event.clientY - seen.top,
+    );
   }
 
   drag(down) {
@@ -76,7 +84,9 @@ export class Sight {
       this.apply();
     };
     this.picture.addEventListener("pointermove", moves);
-    this.picture.addEventListener("pointerup", () => this.picture.removeEventListener("pointermove", moves), { once: true });
+    this.picture.addEventListener("pointerup", () => this.picture.removeEventListener("pointermove", moves), {
+      once: true,
+    });
   }
 
   apply() {
