@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass
 from email.utils import parsedate_to_datetime
 from importlib.metadata import version
 from ipaddress import ip_address
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,6 +56,9 @@ from agent.pods.rtnetlink import (
 from agent.routes.kernel import RouteError, RouteKernel
 from agent.routes.plan import VXLAN_DEVICE, VXLAN_OVERHEAD
 from agent.routes.plan import Path as Way
+
+MOST_LINKS, MOST_CHAINS = 10, 100
+"""So many of others' links of a kind, and of their chains that drop, are named."""
 
 MOST_PEERS = 16
 """So many other nodes are sent packets; of more, some by chance."""
@@ -245,12 +249,11 @@ def _links(known: Known) -> dict[str, Any]:
     pods = [link for link in links if link.name.startswith("podwall") and link.kind == "veth"]
     tunnel = next((link.mtu for link in links if link.name == VXLAN_DEVICE), None)
     uplink = _uplink(known)
-    others = {
-        link.name: plugin
-        for link in links
-        for beginning, plugin in OTHERS_LINKS.items()
-        if link.name.startswith(beginning)
-    }
+    others: dict[str, list[str]] = {}
+    for link in links:
+        plugin = next((of for start, of in OTHERS_LINKS.items() if link.name.startswith(start)), "")
+        if plugin:
+            others.setdefault(plugin, []).append(link.name)
     return {
         "uplink": {"name": uplink.name, "mtu": uplink.mtu},
         "tunnel_mtu": tunnel,
@@ -258,7 +261,7 @@ def _links(known: Known) -> dict[str, Any]:
         "largest_pod_mtu": max((link.mtu for link in pods), default=0),
         "smallest_pod_mtu": min((link.mtu for link in pods), default=0),
         "underlay": known.underlay,
-        "others": others,
+        "others": {plugin: {"links": of[:MOST_LINKS], "total": len(of)} for plugin, of in others.items()},
     }
 
 
@@ -268,7 +271,7 @@ def _filters(known: Known) -> dict[str, Any]:
     rules = foreign.read(own, known.pod_cidrs)
     drops = [
         {"family": c.family, "table": c.table, "chain": c.name, "hook": c.hook, "how": how}
-        for c, how in dropping(rules)
+        for c, how in islice(dropping(rules), MOST_CHAINS)
     ]
     return {"drops": drops, "plugins": left_behind(rules)}
 

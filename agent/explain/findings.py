@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from shlex import quote
 from statistics import median_low
 from typing import Any
 
@@ -182,17 +183,22 @@ def _other_networks(name: str, facts: Facts) -> Iterator[Finding]:
             yield Finding(ERROR, "cni", name, cause, f"kubectl -n kube-system logs {_pod(name)}")
         for file in files[: files.index(own)] if own in files else ():
             cause = f"another network's configuration sorts before podwall's: {directory}/{file}"
-            mend = f"on the node: mv {directory}/{file} {directory}/{file}.off"
+            path = quote(f"{directory}/{file}")
+            mend = f"on the node: mv {path} {path}.off"
             yield Finding(ERROR, "cni", name, cause, mend)
         for file in files[files.index(own) + 1 :] if own in files else ():
             cause = f"another network's configuration is left in {directory}: {file}"
-            yield Finding(NOTE, "cni", name, cause, f"on the node: rm {directory}/{file}")
-    for link, plugin in (facts["links"] or {}).get("others", {}).items():
-        cause = f"a link of {plugin} is on the node: {link}"
-        yield Finding(WARNING, "cni", name, cause, f"on the node: ip link delete {link}")
+            yield Finding(NOTE, "cni", name, cause, f"on the node: rm {quote(f'{directory}/{file}')}")
+    for plugin, of in (facts["links"] or {}).get("others", {}).items():
+        links, more = of["links"], f" and {of['total'] - 3} more" if of["total"] > 3 else ""
+        cause = f"links of {plugin} are on the node: {', '.join(links[:3])}{more}"
+        mend = f"on the node: ip link delete {quote(links[0])}{'   # and the others' * (of['total'] > 1)}"
+        yield Finding(WARNING, "cni", name, cause, mend)
     for plugin, tables in (facts["filters"] or {}).get("plugins", {}).items():
         cause = f"rules of {plugin} are on the node, in table {', '.join(tables)}"
-        mend = "on the node: nft list table " + tables[0] + "   # then delete the chains, or start it again"
+        mend = (
+            f"on the node: nft list table {_words(tables[0])}   # then delete the chains, or start it again"
+        )
         yield Finding(WARNING, "cni", name, cause, mend)
 
 
@@ -210,12 +216,18 @@ def _filters(name: str, facts: Facts) -> Iterator[Finding]:
         severity, what = HOOKS[each["hook"]]
         table = f"{each['family']} {each['table']}"
         cause = f"nftables table {table}, chain {each['chain']} ({each['hook']}, {each['how']}) drops {what}"
-        mend = f"on the node: nft insert rule {table} {each['chain']} {_link_of(each['hook'])} accept"
+        place = f"{_words(table)} {quote(each['chain'])}"
+        mend = f"on the node: nft insert rule {place} {_link_of(each['hook'])} accept"
         yield Finding(severity, "filters", name, cause, mend)
 
 
 def _link_of(hook: str) -> str:
-    return 'oifname "podwall*"' if hook in ("output", "postrouting") else 'iifname "podwall*"'
+    return f"""{"o" if hook in ("output", "postrouting") else "i"}ifname '"podwall*"'"""
+
+
+def _words(table: str) -> str:
+    """A table's family and name for a shell: others' names may be anything."""
+    return " ".join(map(quote, table.split(" ", 1)))
 
 
 def _kernel(name: str, facts: Facts) -> Iterator[Finding]:

@@ -66,7 +66,7 @@ def test_the_answer_fits_into_a_message_whatever_is_on_the_node(node: Path, tmp_
     )
     inside("nft", "-f", "-", data=f"table inet others {{\n{chains}}}\n")
     found = look(tmp_path)
-    assert len(found["filters"]["drops"]) == 300
+    assert len(found["filters"]["drops"]) == 100
     assert len(json.dumps(found)) < wire.LIMIT
 
 

@@ -134,7 +134,7 @@ CASES: dict[str, tuple[Breakage, str, str]] = {
     "foreign policy": (
         closed,
         r"error: node1: nftables table ip filter, chain FORWARD \(forward, policy drop\) drops",
-        'nft insert rule ip filter FORWARD iifname "podwall*" accept',
+        """nft insert rule ip filter FORWARD iifname '"podwall*"' accept""",
     ),
     "ip_forward": (
         no_forwarding,
@@ -148,7 +148,7 @@ CASES: dict[str, tuple[Breakage, str, str]] = {
     ),
     "another's link": (
         others_link,
-        r"warning: node1: a link of Flannel is on the node: flannel.1",
+        r"warning: node1: links of Flannel are on the node: flannel.1",
         "ip link delete flannel.1",
     ),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import subprocess
 from collections.abc import Callable, Mapping
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -140,9 +141,12 @@ CASES: list[tuple[str, Change, list[str]]] = [
     ),
     (
         "leftovers",
-        lambda f: (f["links"].update(others={"cni0": "X"}), f["filters"].update(plugins={"Y": ["ip nat"]})),
+        lambda f: (
+            f["links"].update(others={"X": {"links": ["cni0"], "total": 1}}),
+            f["filters"].update(plugins={"Y": ["ip nat"]}),
+        ),
         [
-            "warning cni a link of X is on the node: cni0",
+            "warning cni links of X are on the node: cni0",
             "warning cni rules of Y are on the node, in table ip nat",
         ],
     ),
@@ -259,6 +263,32 @@ def test_one_node(change: Change, expected: list[str]) -> None:
     assert said(found) == expected
     assert wrong(found) == any(not each.startswith(NOTE) for each in expected)
     assert all(each.mend or each.severity == NOTE for each in found)
+
+
+def test_a_command_to_copy_holds_no_other() -> None:
+    """Links, files and tables are named by whoever has the right to make one."""
+    drop = {
+        "family": "ip",
+        "table": "t;reboot",
+        "chain": "c $(reboot)",
+        "hook": "forward",
+        "how": "policy drop",
+    }
+    facts = changed(
+        lambda f: (
+            f["cni"].update(files=["05;reboot.conf", "10-podwall.conflist", "99 $(reboot).conf"]),
+            f["links"].update(others={"X": {"links": ["cni;reboot", "cni1", "cni2"], "total": 5}}),
+            f["filters"].update(drops=[drop], plugins={"Y": ["ip $(reboot)"]}),
+        )
+    )
+    found = findings({"a": facts}, Cluster())
+    assert len(found) == 5
+    harmless = "ip() { :; }; mv() { :; }; nft() { :; }; rm() { :; }; reboot() { echo rebooted; }; "
+    for each in found:
+        script = harmless + each.mend.removeprefix("on the node: ")
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+        assert done.stdout == "", each.mend
+    assert "cni;reboot, cni1, cni2 and 2 more" in " ".join(each.cause for each in found)
 
 
 def test_kube_proxy_that_is_gone_leaves_services_to_nobody() -> None:
