@@ -114,3 +114,20 @@ def test_a_server_that_ended_is_told(serving: Serving, open_page: Open) -> None:
         expect(page.locator("#pulse")).to_contain_text("does not answer")
         page.unroute("**/api/state*")
         expect(page.locator("#pulse")).to_have_text("live")
+
+
+def test_a_pod_that_is_gone_is_told_apart(serving: Serving, open_page: Open) -> None:
+    web = Pod("shop", "web", node="n", phase="Running", ips=(ip_address("10.0.0.1"),))
+    flows = [
+        flow(("10.0.0.1", 40000, "shop/web"), ("10.0.0.9", 80, "shop/old-1")),
+        flow(("10.0.0.9", 40001, "shop/old-1"), ("10.0.0.8", 80, "shop/old-2")),
+    ]
+    objects = (Node("n"), Namespace("shop"), web)
+    cluster = Told(snapshot_of(objects), {"n": {"flows": {"flows": flows, "total": 2}}})
+    with serving(cluster) as server:
+        page = open_page(server)
+        gone = page.locator(".card[aria-label^='Pods Pods that are gone, in shop']")
+        expect(gone).to_have_count(1)
+        expect(page.locator(".picture .line.allowed")).to_have_count(2)
+        page.locator("#tab-table").click()
+        expect(page.locator(".rows tbody")).to_contain_text("shop/old-1 (gone)")

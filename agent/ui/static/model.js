@@ -28,6 +28,15 @@ function endsOf(rows) {
 }
 
 function stranger(id) {
+  if (id.startsWith("pod/")) {
+    const [, namespace, name] = id.split("/"); // agents remember its name, though it is gone
+    return {
+      id,
+      label: name,
+      box: { key: `ns/${namespace}`, label: namespace },
+      card: { key: `${namespace}//gone`, label: "Pods that are gone", kind: "Pods", namespace },
+    };
+  }
   if (id.startsWith("node/"))
     return {
       id,
@@ -57,7 +66,8 @@ export const placeOf = (entity) => (entity.pod ? entity.pod.namespace : "");
 
 export const nameOf = (model, id) => {
   const entity = model.entities.get(id);
-  return entity?.pod ? `${entity.pod.namespace}/${entity.pod.name}` : (entity?.label ?? id);
+  if (entity?.pod) return `${entity.pod.namespace}/${entity.pod.name}`;
+  return id.startsWith("pod/") ? `${id.slice(4)} (gone)` : (entity?.label ?? id);
 };
 
 export const portOf = (row) => (row.port ? `${row.protocol} ${row.port}` : row.protocol);
