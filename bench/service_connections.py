@@ -6,9 +6,9 @@ podwall beside kube-proxy in its nftables and iptables modes, and beside one rul
 nothing but translate this one address. All nodes have the same Pods, links and rules of podwall's, so that
 only the Services differ; no policy is there. The Service is one in the middle of all. Cases take turns in
 every round, in another order each time; a case's loss is the median of its rounds against the rule by hand
-of the same round.
+of the same round, by CPU.
 
-    .venv/bin/python bench/service_connections.py [--services 1000 10000] [--rounds 60] [--seconds 0.15]
+    .venv/bin/python bench/service_connections.py [--services 1000 10000] [--rounds 600]
 """
 
 from __future__ import annotations
@@ -136,15 +136,14 @@ def targets(cases: dict[tuple[str, int], Case]) -> Iterator[Target]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--services", type=int, nargs="+", default=[1000, 10_000])
-    parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--seconds", type=float, default=0.15, help="of each case in each round")
+    parser.add_argument("--rounds", type=int, default=600)
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS)
     arguments = parser.parse_args()
     sandbox.enter()
     print(*machine(), "", sep="\n", flush=True)
     connections.build()
     cases = build_all(arguments.services, arguments.peers)
-    connections.rounds(list(cases.values()), arguments.rounds, arguments.seconds)
+    connections.rounds(list(cases.values()), arguments.rounds)
     say("")
     print(*show(list(cases.values()), cases[BY_HAND, 1]), "", sep="\n")
     report(targets(cases))

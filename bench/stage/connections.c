@@ -3,10 +3,15 @@
  *     connections serve ADDRESS PORT CPU                  accepts and closes until killed
  *     connections open ADDRESS PORT MILLISECONDS CPU      prints how many there were, how many failed, and what
  *                                                         they took in nanoseconds: of the clock and of the CPU
+ *     connections turns COUNT EACH [NAMESPACE ADDRESS PORT]... CPU
+ *                                                         COUNT rounds, in each of them EACH connections to every
+ *                                                         address from its namespace, another first each time;
+ *                                                         prints of each turn: whose, failed, both nanoseconds
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <sched.h>
 #include <stdio.h>
@@ -18,6 +23,7 @@
 
 #define BACKLOG 4096
 #define BETWEEN_LOOKS 16
+#define MOST_CASES 64
 
 static const struct linger at_once = {.l_onoff = 1, .l_linger = 0};
 
@@ -104,11 +110,48 @@ static void open_many(const struct sockaddr_storage *address, socklen_t length, 
     printf("%ld %ld %lld %lld\n", opened, failed, time - begun, now(CLOCK_PROCESS_CPUTIME_ID));
 }
 
+static void take_turn(int number, const struct sockaddr_storage *address, socklen_t length, long each)
+{
+    long failed = 0;
+    long long clock = now(CLOCK_MONOTONIC), cpu = now(CLOCK_PROCESS_CPUTIME_ID);
+    for (long i = 0; i < each; i++)
+        failed += open_one(address, length) != 0;
+    long long took = now(CLOCK_PROCESS_CPUTIME_ID) - cpu;
+    printf("%d %ld %lld %lld\n", number, failed, now(CLOCK_MONOTONIC) - clock, took);
+}
+
+static void take_turns(long rounds, long each, int cases, char **words)
+{
+    struct sockaddr_storage address[MOST_CASES];
+    socklen_t length[MOST_CASES];
+    int namespace[MOST_CASES];
+    if (cases > MOST_CASES)
+        exit(2);
+    for (int i = 0; i < cases; i++, words += 3) {
+        namespace[i] = open(words[0], O_RDONLY | O_CLOEXEC);
+        if (namespace[i] < 0)
+            fail(words[0]);
+        length[i] = read_address(words[1], atoi(words[2]), &address[i]);
+    }
+    for (long round = 0; round < rounds; round++)
+        for (int i = 0; i < cases; i++) {
+            int number = (i + round) % cases;
+            if (setns(namespace[number], CLONE_NEWNET))
+                fail("setns");
+            take_turn(number, &address[number], length[number], each);
+        }
+}
+
 int main(int count, char **words)
 {
     struct sockaddr_storage address;
     if (count < 5)
         return 2;
+    if (strcmp(words[1], "turns") == 0) {
+        stay_on(atoi(words[count - 1]));
+        take_turns(atol(words[2]), atol(words[3]), (count - 5) / 3, words + 4);
+        return 0;
+    }
     socklen_t length = read_address(words[2], atoi(words[3]), &address);
     stay_on(atoi(words[count - 1]));
     if (strcmp(words[1], "serve") == 0)
