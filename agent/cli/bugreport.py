@@ -106,9 +106,9 @@ def bugreport(asked: Asked, target: Path | None) -> None:
     """Gather everything that helps to find a fault into one archive, without secrets.
 
     \b
-    podwall bugreport                      a file in this directory
-    podwall bugreport -O /tmp/r.tar.gz     this file
-    tar -xOzf /tmp/r.tar.gz README.txt     what is in it
+    podwall bugreport                                        a file in this directory
+    podwall bugreport -O /tmp/r.tar.gz                       this file
+    tar -xOzf /tmp/r.tar.gz podwall-bugreport/README.txt     what is in it
 
     Nothing else is written, here or in the cluster, also when it is interrupted. What cannot be read is named
     in the archive, and the rest is there.
