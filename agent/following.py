@@ -28,7 +28,7 @@ from cni import spec, wire
 from cni.spec import CniError
 
 EXPIRES_S = 10.0
-MOST_SESSIONS = 8
+MOST_SESSIONS = 4
 ROOM = wire.LIMIT - 4096
 LATE_S = 0.25  # a denial is told at the end of its second, and a little later where all is busy
 LOGGING_COMMENTS = ("denied", "would be denied")  # of policies in force, and in audit mode

@@ -344,16 +344,17 @@ class Follower:
             self._denied.popitem(last=False)
         self._pending = [each for each in self._pending if not self._is_known(each)]
         found: list[Event] = []
+        gone: set[int] = set()
         for connection in join(self._pending, now, self._denied):
             if (connection.time or 0.0) > until:
                 continue
             if connection.denial and not connection.first.is_denial:
                 self._denied[connection.denial.leaving] = connection.first
                 self._denied |= {part.leaving: connection.first for part in connection.parts}
-            gone = {id(part) for part in connection.parts}
-            self._pending = [each for each in self._pending if id(each) not in gone]
+            gone.update(id(part) for part in connection.parts)
             if self._remember(connection.first, connection.parts, denied=connection.denial is not None):
                 found.append(self._named().event(connection))
+        self._pending = [each for each in self._pending if id(each) not in gone]
         return in_order(each for each in found if self._wanted.takes(each))
 
     def _is_known(self, seen: Seen) -> bool:
