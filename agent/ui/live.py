@@ -76,6 +76,7 @@ class Live:
         self._traffic = Traffic()
         self._flows: list[Seen] = []
         self._silent: dict[str, str] = {}
+        self._unseen: list[str] = []
 
     def close(self) -> None:
         """Hang up."""
@@ -103,7 +104,7 @@ class Live:
                 "where": self.cluster.where,
                 "live": self.cluster.live,
                 "namespace": self.cluster.namespace,
-                "problems": [*filter(None, [self._failure]), *self._problems[:MOST_PROBLEMS]],
+                "problems": [*filter(None, [self._failure]), *self._unseen, *self._problems[:MOST_PROBLEMS]],
                 "silent": self._silent,
                 "cluster": self._cluster_json,
                 "changes": self._changes,
@@ -162,10 +163,23 @@ class Live:
             for node, answer in by_node.items()
             if isinstance(answer, Silent)
         }
+        self._unseen = [*_unseen(answers)]
         seen = list(_seen(answers))
         self._flows = [each for each in seen if not each.is_denial]
         self._traffic.take(map(self._names.event, join(seen, now)), now)
         self._traffic_at = time.monotonic()
+
+
+def _unseen(answers: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """What is missing of the traffic, and why."""
+    for call, by_node in answers.items():
+        for node, answer in by_node.items():
+            if isinstance(answer, Silent):
+                continue
+            if (untold := answer["total"] - len(answer[call])) > 0:
+                yield f"{node} has {untold} more {call} than it could tell"
+            if answer.get("lost") or answer.get("not_logged"):
+                yield f"{node} denied more packets than are shown: more came at once than are logged"
 
 
 def _seen(answers: Mapping[str, Mapping[str, Any]]) -> Iterator[Seen]:

@@ -1,4 +1,4 @@
-"""`podwall ui` on the real cluster: flows and denials of its agents, asked through the API server, and why."""
+"""`podwall ui` on the real cluster: its agents' flows and denials, and why, through the API server."""
 
 from __future__ import annotations
 

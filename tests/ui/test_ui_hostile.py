@@ -126,7 +126,7 @@ def test_a_pod_that_is_gone_is_told_apart(serving: Serving, open_page: Open) -> 
     cluster = Told(snapshot_of(objects), {"n": {"flows": {"flows": flows, "total": 2}}})
     with serving(cluster) as server:
         page = open_page(server)
-        gone = page.locator(".card[aria-label^='Pods Pods that are gone, in shop']")
+        gone = page.locator(".card[aria-label^='Pods that are gone, in shop']")
         expect(gone).to_have_count(1)
         expect(page.locator(".picture .line.allowed")).to_have_count(2)
         page.locator("#tab-table").click()

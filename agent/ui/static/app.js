@@ -274,20 +274,20 @@ class App {
       ([node, why]) => `The agent of ${node} is silent: ${why}`,
     );
     const said = [...silent, ...this.state.problems];
-    fill(
-      byId("notices"),
-      said.length > 0 &&
-        html(
-          "details",
-          {},
-          html("summary", {}, plural(said.length, "notice")),
-          html(
-            "ul",
-            {},
-            said.map((text) => html("li", {}, text)),
-          ),
-        ),
+    if (said.join("\n") === this.noticed) return;
+    this.noticed = said.join("\n");
+    const [first, ...rest] = said;
+    const more = html(
+      "details",
+      {},
+      html("summary", {}, `${first} (and ${rest.length} more)`),
+      html(
+        "ul",
+        {},
+        rest.map((text) => html("li", {}, text)),
+      ),
     );
+    fill(byId("notices"), first && (rest.length ? more : html("p", {}, first)));
   }
 
   // Views and filters

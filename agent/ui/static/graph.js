@@ -165,7 +165,7 @@ export class Graph {
       12.5,
     );
     const spoken = [
-      `${card.kind} ${card.label}`,
+      `${card.kind} ${card.label}`.trim(),
       card.namespace && `in ${card.namespace}`,
       count > 1 && `${count} Pods`,
     ];

@@ -34,7 +34,7 @@ function stranger(id) {
       id,
       label: name,
       box: { key: `ns/${namespace}`, label: namespace },
-      card: { key: `${namespace}//gone`, label: "Pods that are gone", kind: "Pods", namespace },
+      card: { key: `${namespace}//gone`, label: "Pods that are gone", kind: "", namespace },
     };
   }
   if (id.startsWith("node/"))

@@ -44,7 +44,8 @@ export function routed(lines, at, cards) {
       x: way[1] === "right" ? to.x + to.width : to.x,
       y: y(line, `to ${line.target}`, way[1], to),
     };
-    if (line.source === line.target) [start.y, end.y] = [from.y + from.height * 0.25, from.y + from.height * 0.75];
+    if (line.source === line.target)
+      [start.y, end.y] = [from.y + from.height * 0.25, from.y + from.height * 0.75];
     const route = curve(start, end, way);
     const free = (point) =>
       !cards.some((card) => within(point, card)) &&

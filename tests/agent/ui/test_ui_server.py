@@ -199,6 +199,19 @@ def test_an_agent_that_is_silent_hides_nothing_else() -> None:
     assert state["rows"] == []
 
 
+def test_what_could_not_be_told_of_the_traffic_is_said() -> None:
+    cluster = told()
+    cluster.answers["node1"] = {
+        "flows": {"flows": [], "total": 3},
+        "denials": {"denials": [], "total": 0, "lost": 0, "not_logged": 7},
+    }
+    with serving(cluster) as made:
+        assert json.loads(asked(made, "/api/state")[1])["problems"] == [
+            "node1 has 3 more flows than it could tell",
+            "node1 denied more packets than are shown: more came at once than are logged",
+        ]
+
+
 def test_problems_of_manifests_are_shown() -> None:
     cluster = told()
     cluster.problems = ("a.yaml, document 1: cannot be read",)
