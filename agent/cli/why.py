@@ -21,7 +21,7 @@ from agent.cli.ask import Unreachable
 from agent.cli.cluster import Asked, cluster_options
 from agent.cli.lines import Lines
 from agent.cli.output import NEGATIVE, Coloured, Line, output_option, show
-from agent.cluster.model import Family, IPAddress, Protocol
+from agent.cluster.model import Family, IPAddress, Protocol, Service
 from agent.cluster.store import Snapshot
 from agent.compile.service import ServiceSettings
 from agent.explain.answer import Answer, Step
@@ -146,9 +146,14 @@ class Looked:
 
     def known_to_come_in(self, question: Question) -> Question:
         """With the node that answers for the target's address, for who asks from outside."""
-        if question.via or node_of(question.source) or question.address is None:
+        source, target = question.source, question.target
+        if question.via or not isinstance(source, Address):
             return question
-        return replace(question, via=self.announced.get(str(question.address), ""))
+        addresses = (question.address,) if question.address else ()
+        if not addresses and isinstance(target, Service):
+            addresses = service_addresses(target)
+        family = [str(each) for each in addresses if each.version == source.ip.version]
+        return replace(question, via=next((self.announced[ip] for ip in family if ip in self.announced), ""))
 
     def compared(self, legs: Sequence[Leg]) -> tuple[Compared, ...]:
         """What the nodes on the way do with the packet, asked at the same time."""

@@ -37,6 +37,7 @@ OBJECTS = [
     pod("shop/other", 8080, node="node2", labels={"app": "web"}),
     pod("shop/shut", 8080, node="node2", labels={"app": "shut"}),
     service("shop/web", {"app": "web"}),
+    service("shop/public", {"app": "web"}, type="LoadBalancer"),
     policy("shop/shut", podSelector={"matchLabels": {"app": "shut"}}),
 ]
 
@@ -89,6 +90,24 @@ def test_the_rules_of_all_nodes_on_the_way_are_compared(lab: Lab) -> None:
     answer = eventually(lambda: why("client", "pod/web:8080"), lambda of: of["allowed"])
 
     assert [(each["node"], each["agrees"]) for each in answer["nodes"]] == [("node1", True), ("node2", True)]
+
+
+def test_a_load_balancers_address_is_asked_at_the_node_that_answers_for_it(lab: Lab) -> None:
+    """Its status is written by the agents, and so is who answers: neither stands in a manifest."""
+    outside = str(lab.outside.addresses[0])
+    public = eventually(lambda: lab.service("shop/public"), lambda of: bool(of.balanced_addresses))
+    address = public.balanced_address(4)
+    assert eventually(lambda: lab.connect("outside", address, 80), CONNECTED.__eq__) == CONNECTED
+
+    for target in (f"{address}:80", "svc/public:80"):
+        answer = eventually(lambda: why(outside, target), lambda of: of["allowed"] and bool(of["nodes"]))  # noqa: B023
+        assert answer["allowed"], answer["sentence"]
+        assert all(each["agrees"] for each in answer["nodes"])
+        assert "LoadBalancer port 80" in answer["steps"][1]["text"]
+    answerer = why(outside, f"{address}:80")["nodes"][0]["node"]
+    neighbours = lab.run("outside", ["ip", "neighbour", "show", str(address)]).stdout
+    link = json.loads(lab.run(answerer, ["ip", "-json", "link", "show", "eth0"]).stdout)[0]
+    assert link["address"] in neighbours
 
 
 def test_a_rule_that_drops_what_policies_allow(lab: Lab) -> None:
