@@ -8,7 +8,7 @@
     lag         how long what the cluster has by now takes to be known here
 
 Asking costs the agent something, so those who ask at the same time are answered one after another. What the
-kernel has holds for a while.
+kernel has holds for a while, and so do paths without tunnels.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ from agent.routes.plan import Plan
 from agent.rules import Rules
 from cni import spec
 from cni.spec import CniError
+
+ERRORS_EVERY_S = 2.5
+"""Nodes without tunnels answer by errors, no more often than this; see `agent.reachability`."""
 
 FEATURES_HOLD_S = 30.0
 """How long an answer is given again; what changes from one moment to the next is always found anew."""
@@ -71,10 +74,10 @@ class Subject:
 
 @dataclass(slots=True)
 class OneByOne:
-    """Works an answer out for one after another; it is given again for so many seconds."""
+    """Works an answer out for one after another; it is given again for so many seconds, as they are then."""
 
     work: Callable[[], Awaitable[dict[str, Any]]]
-    holds_s: float = 0.0
+    holds_s: Callable[[], float] = lambda: 0.0
     _last: dict[str, Any] | None = None
     _until: float = 0.0
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -83,7 +86,7 @@ class OneByOne:
         async with self._turn:
             if self._last is None or time.monotonic() >= self._until:
                 self._last = await self.work()
-                self._until = time.monotonic() + self.holds_s
+                self._until = time.monotonic() + self.holds_s()
             return self._last
 
 
@@ -91,9 +94,9 @@ def answers(subject: Subject) -> Mapping[str, Callable[[Body], Awaitable[object]
     """Each proof, by its name on the socket."""
     proofs: dict[str, Callable[[Body], Awaitable[object]]] = {
         "rules": OneByOne(lambda: rules(subject)),
-        "paths": OneByOne(lambda: paths(subject)),
+        "paths": OneByOne(lambda: paths(subject), lambda: 0.0 if subject.plan().vxlan else ERRORS_EVERY_S),
         "filters": OneByOne(lambda: filters(subject)),
-        "features": OneByOne(lambda: kernel_features(subject), FEATURES_HOLD_S),
+        "features": OneByOne(lambda: kernel_features(subject), lambda: FEATURES_HOLD_S),
         "lag": OneByOne(lambda: lag(subject)),
     }
 

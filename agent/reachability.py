@@ -1,17 +1,22 @@
 """Whether packets pass between this node's Pods and those of all other nodes, tried with real packets.
 
-    this node's Pod range --small echo, echo of the Pods' MTU--> each other node's Pod range, each family
+    this node's Pod range --echo of the Pods' MTU--> each other node's Pod range, each family
                           <--answer, by the link that the path has-----+
+      without answer:     --the same again, and a small one--> tells a path that is too narrow from none
 
 See `agent.echo` for what answers. No Pod takes part and no port is opened: requests leave by a raw socket, as
 a Pod's packets do through this node's routes, tunnel, rules and uplink; answers are seen as they come in by a
 packet socket that listens for a second. Each is sent up to three times, for the first one may be waiting for
-the other node's hardware address.
+the other node's hardware address. One packet is enough where all is well.
+
+A node without tunnel answers by an error. The kernel makes some at once, and then one in two seconds
+to an address (seen on 6.18; net.ipv4.icmp_ratelimit and the route's own limit count together). Who asks more
+often gets silence, so whoever calls this must not.
 
 Answers are seen before this node's own rules; what these would drop on its way in is found by the other node,
 whose packets come in the same way and get no answer.
 
-No packet of these is forwarded, so chains of others at that hook are looked at apart (`agent.proofs`, filters).
+No packet of these is forwarded, so others' chains at that hook are looked at apart (`agent.proofs`, filters).
 
 What it does not prove: that a firewall of somebody else treats ICMP as it treats TCP, and any single Pod's
 link, which the rules of its own guard.
@@ -130,7 +135,7 @@ def told(trial: Trial, seen: Seen) -> dict[str, Any]:
 def _reason(trial: Trial, seen: Seen) -> str:
     if seen.took_ms and (seen.device == VXLAN_DEVICE) is not (trial.way == "vxlan"):
         return f"the path is {trial.way}, but the answer came by {seen.device}"
-    if len(seen.took_ms) == len(sizes(trial)):
+    if max(sizes(trial)) in seen.took_ms:
         return ""
     if not seen.took_ms:
         return seen.objection or f"no answer from {trial.destination} within {LIMIT_S:g} s ({trial.way})"
@@ -158,7 +163,7 @@ async def tried(asked: Sequence[Trial]) -> list[Seen]:
             await exchange.wait_until(at)
             if exchange.done:
                 break
-            exchange.send()
+            exchange.send(large_ones_alone=not at)
         await exchange.wait_until(LIMIT_S)
     return exchange.seen
 
@@ -185,8 +190,8 @@ class _Exchange:
 
     @property
     def done(self) -> bool:
-        """Whether every packet has been answered."""
-        return all(size in self.seen[index].took_ms for index, size in self._packets)
+        """Whether the large packet of every trial has been answered."""
+        return all(max(sizes(of)) in seen.took_ms for of, seen in zip(self._asked, self.seen, strict=True))
 
     async def wait_until(self, seconds: float) -> None:
         """Return so long after the begin, or as soon as all is answered."""
@@ -197,11 +202,12 @@ class _Exchange:
             except TimeoutError:
                 return
 
-    def send(self) -> None:
+    def send(self, *, large_ones_alone: bool) -> None:
         """Send what has not been answered, again if need be."""
         for sequence, (index, size) in enumerate(self._packets):
             trial, seen = self._asked[index], self.seen[index]
-            if size in seen.took_ms:
+            largest = max(sizes(trial))
+            if size in seen.took_ms or largest in seen.took_ms or (large_ones_alone and size != largest):
                 continue
             packet = echo.request(
                 trial.source,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from ipaddress import ip_address
 from typing import Any, cast
 
 import pytest
@@ -14,7 +15,7 @@ from agent.cluster.model import Node
 from agent.cluster.store import snapshot_of
 from agent.config import Config
 from agent.nft.kernel import Kernel, NftError
-from agent.routes.plan import Plan
+from agent.routes.plan import Plan, Vxlan
 from cni.spec import CniError
 
 
@@ -100,12 +101,14 @@ def test_the_kernel_is_not_asked_for_features_again_and_again() -> None:
     assert kernel.asked == 2 * once
 
 
-def test_packets_are_sent_anew_each_time() -> None:
-    plans: list[Plan] = []
+TUNNEL = Vxlan(9619, 4789, ip_address("192.0.2.1"), "02:00:00:00:00:01", 1450, frozenset())
+SENT = {"by tunnel, each time": (Plan(vxlan=TUNNEL), 3), "without one, not so often": (Plan(), 1)}
 
-    def plan() -> Plan:
-        plans.append(Plan())
-        return plans[-1]
 
-    ask(subject(plan=plan), "paths", times=3)
-    assert len(plans) == 3
+@pytest.mark.parametrize("case", SENT)
+def test_packets_are_sent(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, times = SENT[case]
+    looks: list[object] = []
+    monkeypatch.setattr(proofs.reachability, "trials", lambda *of: looks.append(of) or ())
+    ask(subject(plan=lambda: plan), "paths", times=3)
+    assert len(looks) == times
