@@ -29,7 +29,7 @@ from agent.explain.fields import Field
 from agent.explain.legs import Leg, differences
 from agent.explain.question import CannotAnswerError, Question
 from agent.explain.way import why
-from agent.explain.world import UnknownNameError, World, node_of
+from agent.explain.world import Address, UnknownNameError, World, service_addresses
 from agent.log import printable
 
 if TYPE_CHECKING:
