@@ -50,7 +50,7 @@ SERVICE_FLOWS_ENDED = Counter(
 SERVICES_SYNC_SECONDS = Histogram(
     "kubeproxy_sync_proxy_rules_duration_seconds",
     "Time to compile and commit changed Services and endpoints, under kube-proxy's name",
-    buckets=(0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1, 2, 4, 8, 16),
+    buckets=tuple(0.001 * 2**power for power in range(15)),  # kube-proxy's, so that both can be summed
 )
 SERVICES_PROGRAMMING_SECONDS = Histogram(
     "kubeproxy_network_programming_duration_seconds",
