@@ -149,7 +149,7 @@ class Looked:
         source, target = question.source, question.target
         if question.via or not isinstance(source, Address):
             return question
-        addresses = (question.address,) if question.address else ()
+        addresses: tuple[IPAddress, ...] = (question.address,) if question.address else ()
         if not addresses and isinstance(target, Service):
             addresses = service_addresses(target)
         family = [str(each) for each in addresses if each.version == source.ip.version]
