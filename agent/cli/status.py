@@ -26,6 +26,9 @@ OLDER = "no such call"  # what an agent says to a question that came after it
 FRESH_S = 15.0
 """What was compared since then was compared for this answer; very large rulesets are not."""
 
+MOST_SAID = 30
+"""Findings, and remarks, that a person is told at once."""
+
 ENDLESS = 1 << 20
 """A range of so many addresses is never used up, and its size tells nobody anything."""
 
@@ -97,7 +100,9 @@ class Found:
             if said:
                 yield ""
                 yield title
-                yield from (f"  {each}" for each in said)
+                yield from (f"  {each}" for each in said[:MOST_SAID])
+                if len(said) > MOST_SAID:
+                    yield f"  and {len(said) - MOST_SAID} more: -o json has them all"
 
     def _nodes(self) -> list[str]:
         return sorted({*self.healths, *(of.node for of in self.verdict.findings)})

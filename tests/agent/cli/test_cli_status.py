@@ -333,6 +333,17 @@ def test_a_path_that_fails_shows_in_the_table() -> None:
     assert "not well" in row
 
 
+def test_a_person_is_not_told_hundreds_of_things() -> None:
+    healths = {node: health(node) for node in NODES}
+    problems = [{"kind": "Service", "object": f"a/{n}", "problem": "bad"} for n in range(100)]
+    healths["node1"]["status"] |= {"object_problems": problems, "object_problems_total": 250}
+    said = printed(healths)
+    assert said[-1] == "  and 71 more: -o json has them all"
+    found = Found(healths, judge(healths, NODES))
+    assert len(found.to_json()["remarks"]) == 101
+    assert found.to_json()["remarks"][-1] == "node1: and 150 more problems of objects"
+
+
 def test_programs_get_everything() -> None:
     healths = {node: health(node) for node in NODES}
     content = Found(healths, judge(healths, NODES)).to_json()
