@@ -57,6 +57,12 @@ from agent.routes.kernel import RouteError, RouteKernel
 from agent.routes.plan import VXLAN_DEVICE, VXLAN_OVERHEAD
 from agent.routes.plan import Path as Way
 
+LEGACY = {
+    "iptables-legacy": Path("/proc/net/ip_tables_names"),
+    "ip6tables-legacy": Path("/proc/net/ip6_tables_names"),
+}
+"""The older programs, and where the kernel names the tables that they made."""
+
 MOST_LINKS, MOST_CHAINS = 10, 100
 """So many of others' links of a kind, and of their chains that drop, are named."""
 
@@ -273,7 +279,8 @@ def _filters(known: Known) -> dict[str, Any]:
         {"family": c.family, "table": c.table, "chain": c.name, "hook": c.hook, "how": how}
         for c, how in islice(dropping(rules), MOST_CHAINS)
     ]
-    return {"drops": drops, "plugins": left_behind(rules)}
+    legacy = [name for name, place in LEGACY.items() if "filter" in (_read(place) or "").split()]
+    return {"drops": drops, "plugins": left_behind(rules), "legacy": legacy}
 
 
 # Links and the way to other nodes

@@ -219,6 +219,9 @@ def _filters(name: str, facts: Facts) -> Iterator[Finding]:
         place = f"{_words(table)} {quote(each['chain'])}"
         mend = f"on the node: nft insert rule {place} {_link_of(each['hook'])} accept"
         yield Finding(severity, "filters", name, cause, mend)
+    for program in (facts["filters"] or {}).get("legacy", ()):
+        cause = f"{program} has rules of its own on the node, which are not looked at here"
+        yield Finding(NOTE, "filters", name, cause, f"on the node: {program}-save -t filter")
 
 
 def _link_of(hook: str) -> str:
