@@ -39,7 +39,7 @@ from cni.spec import CniError
 
 EXPIRES_S = 12.0
 MOST_SESSIONS = 4
-MOST_STEPS = 2000
+MOST_STEPS, MOST_MATCHES = 2000, 256
 WAIT_S, MOST_WAIT_S = 1.5, 6.0
 _NUMBERS = {name.upper(): number for number, name in PROTOCOL_NAMES.items()}
 
@@ -146,7 +146,7 @@ def _question(
 ) -> tuple[list[Match], Target | None, Inside | None]:
     """Which packets, what to connect to, and from inside of what. Raises CniError."""
     try:
-        matches = [_match(each) for each in body.get("matches", ())]
+        matches = [_match(each) for each in list(body.get("matches", ()))[:MOST_MATCHES]]
         origin = body.get("from")
         if origin is None:
             return matches, None, None

@@ -76,7 +76,7 @@ class Visit:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """The whole way; cause: answered, refused, denied, dropped, lost, silent, passed or unseen."""
+    """The whole way; cause: answered, refused, denied, dropped, unreachable, lost, silent, passed, unseen."""
 
     cause: str
     sentence: str
@@ -137,7 +137,7 @@ def account(
         _tell(names, visit, first=number == 0)
     steps = tuple(told for visit in visits for told in visit.told)
     cause, sentence = _outcome(names, visits, verdict, set(heard))
-    if not visits and words:
+    if words and cause in ("unseen", "unreachable"):
         sentence = f"{sentence}: {words}"
     return Account(cause, sentence, steps)
 
@@ -171,6 +171,8 @@ def _undropped(names: Names, last: Visit, verdict: str, nodes: set[str]) -> tupl
             cause, said = "refused", f"refused: {where}, where nothing listens at port {last.last['dport']}"
         case "refused":
             cause, said = "refused", f"refused: {where}; {end} or something before it refuses"
+        case "unreachable":
+            cause, said = "unreachable", f"unreachable: {where}, and the client was told so"
         case "" if there or last.left_by:
             cause, said = "passed", f"passed: {where}"
         case _ if there:

@@ -120,6 +120,12 @@ CASES: dict[str, tuple[Heard, str, str, str]] = {
         "where nothing listens at port 8080",
     ),
     "nobody answers": ({NODE1: LEAVES, NODE2: ARRIVES}, "silent", "silent", "but nothing came back"),
+    "told that there is no way": (
+        {NODE1: LEAVES},
+        "unreachable",
+        "unreachable",
+        "unreachable: left node-1 by eth0, and the client was told so",
+    ),
     "waited for": ({NODE1: LEAVES, NODE2: ARRIVES}, "", "passed", "passed: handed to Pod shop/web"),
     "masqueraded": ({NODE1: LEAVES, NODE2: HIDDEN}, "", "passed", "passed: handed to Pod shop/web"),
     "another client's": ({NODE1: LEAVES, NODE2: STRANGER}, "", "passed", "passed: left node-1 by eth0"),
