@@ -3,7 +3,8 @@
 cni.ADD   body + the namespace's descriptor --> Attachments.add    --> result, as the asked version writes it
 cni.DEL, cni.CHECK, cni.GC, cni.STATUS                             --> nothing, or a CNI error
 status                                                             --> what the agent says of itself
-policies, denials, flows                                           --> see `agent.asked`
+policies, denials, flows, follow                                   --> see `agent.asked`
+trace.open, trace.send, trace.read, trace.close                    --> see `agent.trace`
 """
 
 from __future__ import annotations
