@@ -58,8 +58,8 @@ from agent.routes.plan import VXLAN_DEVICE, VXLAN_OVERHEAD
 from agent.routes.plan import Path as Way
 
 LEGACY = {
-    "iptables-legacy": Path("/proc/net/ip_tables_names"),
-    "ip6tables-legacy": Path("/proc/net/ip6_tables_names"),
+    "iptables-legacy": Path("/proc/thread-self/net/ip_tables_names"),
+    "ip6tables-legacy": Path("/proc/thread-self/net/ip6_tables_names"),
 }
 """The older programs, and where the kernel names the tables that they made."""
 

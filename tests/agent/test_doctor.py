@@ -98,3 +98,19 @@ def test_each_right_that_is_taken_away_is_missed() -> None:
 def test_an_administrator_lacks_nothing() -> None:
     assert not_allowed([{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}]) == []
     assert len(not_allowed([])) == sum(len(need.verbs) for need in NEEDS)
+
+
+def test_rules_of_iptables_are_seen_and_the_older_ones_named(node: Path, tmp_path: Path) -> None:
+    inside("iptables-nft", "-P", "FORWARD", "DROP")
+    inside("iptables-nft", "-A", "FORWARD", "-p", "tcp", "--dport", "22", "-j", "ACCEPT")
+    inside("ip6tables-legacy", "-P", "FORWARD", "DROP")
+    filters = look(tmp_path)["filters"]
+    assert [(each["table"], each["chain"], each["how"]) for each in filters["drops"]] == [
+        ("filter", "FORWARD", "policy drop")
+    ]
+    assert filters["legacy"] == ["ip6tables-legacy"]
+
+    inside("iptables-nft", "-I", "FORWARD", "-s", "10.244.0.0/16", "-j", "ACCEPT")
+    assert look(tmp_path)["filters"]["drops"] == []
+    inside("iptables-nft", "-I", "FORWARD", "-i", "podwall+", "-j", "REJECT")
+    assert [each["how"] for each in look(tmp_path)["filters"]["drops"]] == ["a rule"]
