@@ -29,7 +29,8 @@ def test_what_would_be_denied_is_said_in_the_sentence() -> None:
     sentence, steps = asked(audited(DENYING))
     assert sentence == (
         "allowed: Pod shop/client may connect to Pod shop/web on TCP 8080 "
-        "(no policy isolates either end in this direction); it would be denied if shop/deny were enforced (audit mode)"
+        "(no policy isolates either end in this direction); "
+        "it would be denied if shop/deny were enforced (audit mode)"
     )
     assert steps == [
         "with shop/deny enforced: denied: Pod shop/web is isolated by shop/deny, which admits nothing"
