@@ -2,7 +2,7 @@
 
     follow {}                --> a session, and from now on everything is kept for it
     follow {"session": ...}  --> what came since, and how much of it was lost on the way
-    10 s without a question  --> the session ends, and nothing is kept any more
+    30 s without a question  --> the session ends, and nothing is kept any more
 
 A session holds at most 1,000 denials and 4,000 flows. What it had to drop is counted; what the rules denied
 but did not log, for their limit, is counted as well, by their counters.
@@ -27,7 +27,7 @@ from agent.nft.handles import KernelRule, rules
 from cni import spec, wire
 from cni.spec import CniError
 
-EXPIRES_S = 10.0
+EXPIRES_S = 30.0  # longer than the command waits for another node's agent that hangs
 MOST_SESSIONS = 4
 ROOM = wire.LIMIT - 4096
 LATE_S = 0.25  # a denial is told at the end of its second, and a little later where all is busy

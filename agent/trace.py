@@ -5,7 +5,7 @@
     trace.send  {"id"}                                      --> it connects, and what became of that
     trace.read  {"id"}                                      --> the rules that the packets met, in order
     trace.close {"id"}                                      --> nothing is left
-    12 s without a question                                 --> as if closed
+    20 s without a question                                 --> as if closed
 
 The kernel removes what marks the packets with the agent's socket, so nothing is left of an agent that was
 killed either (`agent.nft.trace`). Nothing but the agent's own capabilities is needed.
@@ -37,7 +37,7 @@ from agent.probe import SILENT, Attempt, Inside, Outcome, Target, inside_of, ope
 from cni import spec
 from cni.spec import CniError
 
-EXPIRES_S = 12.0
+EXPIRES_S = 20.0  # longer than the command waits for another node's agent that hangs
 MOST_SESSIONS = 4
 MOST_STEPS, MOST_MATCHES = 2000, 256
 WAIT_S, MOST_WAIT_S = 1.5, 6.0

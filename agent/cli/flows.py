@@ -294,8 +294,8 @@ class Follower:
 
     def close(self) -> None:
         """Let the agents keep nothing more for it."""
-        for node, session in self._sessions.items():
-            self._agents.ask_all("unfollow", {"session": session}, [node])
+        bodies = {node: {"session": session} for node, session in self._sessions.items()}
+        self._agents.ask_each("unfollow", bodies)
 
     def poll(self) -> tuple[list[Event], list[dict[str, Any]]]:
         """What happened since, and what was lost."""

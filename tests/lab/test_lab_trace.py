@@ -27,7 +27,7 @@ from tests.lab.services import port, service
 
 PODWALL = Path(sys.executable).parent / "podwall"
 LIMIT = 15.0 * SLOWNESS
-EXPIRED = 25.0 * SLOWNESS  # what agents keep for a client that is gone lives 12 s
+EXPIRED = 40.0 * SLOWNESS  # what agents keep for a client that is gone lives 20 s
 WEB = {"matchLabels": {"app": "web"}}
 OBJECTS = (
     namespace("shop"),
