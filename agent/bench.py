@@ -97,6 +97,7 @@ class Worker:
             async with asyncio.timeout(ANSWER_S):
                 line = await self._process.stdout.readline()
         except TimeoutError:
+            self._process.kill()  # its answer must not be taken for the next one's
             raise CniError(spec.TRY_AGAIN_LATER, f"no measurement within {ANSWER_S:g} s") from None
         if not line:
             raise CniError(spec.FAILED, "the measuring process ended; the agent's log has more")
