@@ -163,7 +163,7 @@ class _Listing:
         for node, answer in denials.items():
             seen += (denial(node, each) for each in answer["denials"])
             self._note(node, "denials", answer)
-        for node, answer in self._asked(agents.ask_all("flows", nodes=nodes)).items():
+        for node, answer in self._asked(agents.ask_all("flows", nodes=denials)).items():
             seen += (flow(node, each) for each in answer["flows"])  # denials' too: they know the Service
             if wanted.allowed:
                 self._note(node, "flows", answer)
@@ -212,7 +212,8 @@ def _say_all(listing: _Listing, output: str, last: int | None) -> None:
         "silent": listing.silent,
     }
     show(output, content, lambda: _lines(events, wide=output == "wide"))
-    for note in (*listing.silent.values(), *listing.notes):
+    silent = (f"{node}: {why}" for node, why in listing.silent.items())
+    for note in (*silent, *listing.notes):
         click.echo(printable(note), err=True)
 
 
