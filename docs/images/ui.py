@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
 from pathlib import Path
 
 from playwright.sync_api import Browser, Page, sync_playwright
@@ -18,20 +17,17 @@ sys.path.insert(0, str(HERE.parents[1]))
 from agent.cli.cluster import Asked  # noqa: E402 - this file stands outside of the packages
 from agent.ui.live import Live  # noqa: E402
 from agent.ui.server import PageServer  # noqa: E402
-from lab.world import Lab  # noqa: E402
 from tests.ui import shop  # noqa: E402
 
-SETTLED_S = 2.0  # for all nodes to know all Pods: a denial of before that would be in the picture
 WIDTH, HEIGHT = 1440, 900
 CHROMIUM = "/usr/bin/chromium"
 
 
 def main() -> None:
-    with Lab(nodes=3, given=shop.objects()) as lab:
-        time.sleep(SETTLED_S)
+    with shop.running(3) as lab:
         shop.talk(lab, shop.ALLOWED, 2)
         shop.talk(lab, shop.ALLOWED[:12], by_service=True)
-        shop.talk(lab, shop.DENIED)
+        shop.talk(lab, shop.DENIED_LATER)
         server = PageServer(Live(Asked((), True, None, "", "default")), 0)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         with sync_playwright() as playwright:

@@ -20,9 +20,8 @@ VIEWS = ("graph", "table", "matrix", "policies")
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with Lab(nodes=2, given=shop.objects()) as made:
+    with shop.running(2) as made:
         assert set(shop.talk(made, shop.ALLOWED)) == {"connected"}
-        assert set(shop.talk(made, shop.DENIED[:1])) == {"silent"}
         yield made
 
 
@@ -140,7 +139,7 @@ def test_a_new_denial_is_told_and_moves_nothing(server: PageServer, lab: Lab, op
     expect(lines.first).to_be_attached()
     known = lines.count()
     assert page.locator("#said").get_attribute("aria-live") == "polite"
-    assert set(shop.talk(lab, shop.DENIED[1:2])) == {"silent"}
+    assert set(shop.talk(lab, shop.DENIED_LATER[:1])) == {"silent"}
     expect(page.locator("#said")).to_contain_text("Denied: shop/recommendations-")
     assert lines.count() == known + 1
     assert places(page) == before

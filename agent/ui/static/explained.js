@@ -12,7 +12,7 @@ const MARKS = new Map([
 // row: what was seen of the connection, if anything.
 export function sentence(found, row) {
   const kind = found.allowed ? "allowed" : "denied";
-  const [word, ...rest] = found.sentence.split(": ");
+  const [word, what = "", ...details] = found.sentence.split(": ");
   const differs = row && (row.verdict === "denied") === found.allowed;
   return html(
     "div",
@@ -26,8 +26,9 @@ export function sentence(found, row) {
         html("span", { class: `sign ${kind}`, "aria-hidden": "true" }, found.allowed ? "✓" : "✕"),
         word,
       ),
-      rest.length ? `: ${rest.join(": ")}` : "",
+      what && `: ${what}`,
     ),
+    details.length > 0 && html("p", { class: "quiet" }, details.join(": ")),
     differs &&
       html(
         "p",
