@@ -12,6 +12,7 @@ The agents make client and server and take them away again (`agent.bench`), also
 from __future__ import annotations
 
 import contextlib
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,7 +28,7 @@ from agent.cli.output import Column, output_option, show, table
 from agent.cluster.model import Service
 from agent.log import printable
 
-ROUNDS = 5
+LEAST_ROUNDS = 5
 WHATS = ("connections", "requests", "throughput")
 LEAST_S, MOST_S = 0.05, 1.0
 RAW = "raw"
@@ -90,7 +91,7 @@ def bench(asked: Asked, output: str, duration: float, **named: str) -> None:
     requests     a byte there and back on one connection: how long it takes
     throughput   one connection, as much as goes through
 
-    The ways take turns in each of five rounds, and a share is the median of the rounds, so what else the
+    The ways take turns in each of five or more rounds, and a share is the median of the rounds, so what else the
     machine does falls on all alike. The programs are in Python, which takes a part of each figure: what
     counts is one way beside another, on one node and at one time.
 
@@ -170,9 +171,10 @@ def measured(
         if server:
             there = stack.enter_context(_session(agents, server))
             ways.append(Way("node", f"Pod on {client} to Pod on {server}", there["addresses"][0]))
-        turns = ROUNDS * sum(len(way.whats) for way in ways)
-        seconds = min(MOST_S, max(LEAST_S, duration / turns))
-        for number in range(ROUNDS):
+        turns = sum(len(way.whats) for way in ways)
+        rounds = max(LEAST_ROUNDS, math.ceil(duration / turns / MOST_S))
+        seconds = max(LEAST_S, duration / turns / rounds)
+        for number in range(rounds):
             _round(agents, client, here["id"], _turned(ways, number), seconds)
             if server:  # its client is never asked, but its agent must know that somebody is there
                 agents.ask(server, "bench.stay", {"id": there["id"]})
@@ -205,7 +207,7 @@ def content(client: str, server: str, duration: float, ways: Sequence[Way]) -> d
         "from": client,
         "to": server or None,
         "duration_s": duration,
-        "rounds": ROUNDS,
+        "rounds": len(ways[0].rounds),
         "ways": [_way(way, ways[0]) for way in ways],
     }
 

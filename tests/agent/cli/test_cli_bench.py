@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from agent.cli.agents import Agents, SilentError
-from agent.cli.bench import ROUNDS, Way, content, lines, measured, nodes_of
+from agent.cli.bench import LEAST_ROUNDS, Way, content, lines, measured, nodes_of
 from agent.cli.main import main
 
 SERVER = {"node1": "10.244.1.9", "node2": "10.244.2.9"}
@@ -61,21 +61,22 @@ def test_each_round_takes_every_way_and_the_first_is_another_each_time() -> None
     run(one, two)
 
     turns = [(body["address"], body["what"]) for body in one.calls("bench.measure")]
-    per_round = len(turns) // ROUNDS
-    rounds = [turns[number * per_round : (number + 1) * per_round] for number in range(ROUNDS)]
+    per_round = len(turns) // LEAST_ROUNDS
+    rounds = [turns[number * per_round : (number + 1) * per_round] for number in range(LEAST_ROUNDS)]
     assert all(sorted(each) == sorted(rounds[0]) for each in rounds)
     assert [each[0][0] for each in rounds[:3]] == [RAW, SERVER["node1"], SERVER["node2"]]
     assert two.calls("bench.measure") == []
-    assert len(two.calls("bench.stay")) == ROUNDS, "its agent must not take it away meanwhile"
+    assert len(two.calls("bench.stay")) == LEAST_ROUNDS, "its agent must not take it away meanwhile"
 
 
-@pytest.mark.parametrize(("duration", "seconds"), [(9.0, 0.2), (1.0, 0.05), (120.0, 1.0)])
-def test_the_duration_is_shared_by_all_turns(duration: float, seconds: float) -> None:
+@pytest.mark.parametrize(("duration", "rounds", "seconds"), [(9.0, 5, 0.2), (1.0, 5, 0.05), (90.0, 10, 1.0)])
+def test_the_duration_is_shared_by_all_turns(duration: float, rounds: int, seconds: float) -> None:
     one = Node("node1")
 
-    run(one, Node("node2"), duration=duration)
+    ways = run(one, Node("node2"), duration=duration)
 
     assert {body["seconds"] for body in one.calls("bench.measure")} == {seconds}
+    assert {len(way.rounds) for way in ways} == {rounds}
 
 
 def test_every_session_is_closed() -> None:
