@@ -91,7 +91,7 @@ def bench(asked: Asked, output: str, duration: float, **named: str) -> None:
     requests     a byte there and back on one connection: how long it takes
     throughput   one connection, as much as goes through
 
-    The ways take turns in each of at least five rounds, and a share is the median of the rounds: what else the
+    The ways take turns in each of at least five rounds, and a share is their median: what else the
     machine does falls on all alike. The programs are in Python, which takes a part of each figure: what
     counts is one way beside another, on one node and at one time.
 
