@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from agent.cli.agents import Agents, SilentError
 from agent.cli.ask import Unreachable
 from agent.cli.cluster import Asked
-from agent.cli.flows import Follower, Wanted, since
+from agent.cli.flows import since
+from agent.cli.follower import Follower, Wanted
 from agent.cli.main import main
 
 LONG_AGO = 1000.0
