@@ -68,6 +68,10 @@ class Met(NamedTuple):
     port: int
     type: str
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"name": self.service, "port": self.port, "type": self.type}
+
 
 @dataclass(frozen=True, slots=True)
 class Event:
@@ -108,7 +112,7 @@ class Event:
             "protocol": self.protocol,
             "source": self.source.to_json(),
             "asked": self.asked.to_json() if self.asked else None,
-            "service": self.met._asdict() if self.met else None,
+            "service": self.met.to_json() if self.met else None,
             "destination": self.destination.to_json(),
             "endpoint_of": list(self.endpoint_of),
             "seen_source": self.seen_source.to_json() if self.seen_source else None,

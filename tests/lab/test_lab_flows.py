@@ -79,10 +79,10 @@ def listed(*arguments: str) -> Any:
 
 def told(event: dict[str, Any]) -> tuple[str, ...]:
     """What of an event is the same in every run."""
-    met = event["service"] or {"service": "", "type": ""}
+    met = event["service"] or {"name": "", "type": ""}
     source = event["source"]["pod"] or event["source"]["node"] or event["source"]["address"]
     destination = event["destination"]["pod"] or event["destination"]["address"]
-    return event["event"], source, met["service"], met["type"], destination, ",".join(event["policies"])
+    return event["event"], source, met["name"], met["type"], destination, ",".join(event["policies"])
 
 
 def traffic(lab: Lab) -> list[tuple[str, ...]]:
