@@ -90,7 +90,14 @@ def runner() -> list[str]:
     parallel = int(os.environ.get("PARALLEL", "1"))
     if parallel == 1:
         return [suite]
-    return [str(programs(GINKGO_MODULE) / "ginkgo"), f"--procs={parallel}", "--timeout=6h", "--no-color", suite, "--"]
+    return [
+        str(programs(GINKGO_MODULE) / "ginkgo"),
+        f"--procs={parallel}",
+        "--timeout=6h",
+        "--no-color",
+        suite,
+        "--",
+    ]
 
 
 def stream(words: list[str]) -> tuple[int, int]:

@@ -38,10 +38,10 @@ def put_back(real_cluster: Settings) -> Iterator[None]:
     try:
         yield
     finally:
+        # Pods that lost their network with podwall do not get it back: these are made again.
+        cluster.kubectl("-n", "kube-system", "delete", "pods", "--selector=k8s-app=kube-dns", "--wait=false")
         (cluster.state() / "manifest.json").write_text("")  # the agents start again with the site's settings
         cluster.up(real_cluster)
-        cluster.kubectl("-n", "kube-system", "delete", "pods", "--selector=k8s-app=kube-dns", limit=90)
-        cluster.await_ready()
 
 
 def settings() -> dict[str, object]:
@@ -61,13 +61,11 @@ def test_removed_and_installed_again(put_back: None) -> None:
 
     told = podwall("install").splitlines()
     assert "daemonset.apps/podwall created" in told
-    assert told[-2:] == [
-        f"{len(nodes)} of {len(nodes)} agents ready",
-        f"{len(nodes)} of {len(nodes)} nodes Ready",
-    ]
+    assert f"{len(nodes)} of {len(nodes)} agents ready" in told
+    assert told[-1] == f"{len(nodes)} of {len(nodes)} nodes Ready"
 
     told = podwall("install").splitlines()
-    assert {line.split()[1] for line in told[:-2]} == {"unchanged"}
+    assert {line.split()[1] for line in told if "/" in line} == {"unchanged"}
 
     podwall("install", "--set", "log_level=debug")
     assert settings()["log_level"] == "debug"

@@ -4,10 +4,8 @@ the rules in the nodes' kernels do just what it says."""
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,8 +25,6 @@ ADMITTED = "203.0.113.10"
 """An address outside that the policy names."""
 NODE_PORTS = (30016, 30017)
 SILENCE_S = 1.0
-LIMIT_S = 1.5
-ROUNDS = 7
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -83,12 +79,3 @@ def test_it_says_what_becomes_of_packets_from_outside(outside: Asker) -> None:
 
             assert (not seen.error, answer["allowed"]) == (admitted, admitted), (seen, answer["sentence"])
             assert answer["nodes"]
-
-
-def test_it_answers_while_somebody_waits() -> None:
-    taken = []
-    for _ in range(ROUNDS):
-        begun = time.monotonic()
-        subprocess.run(command("friend", "svc/api:80"), check=True, capture_output=True, timeout=30)
-        taken.append(time.monotonic() - begun)
-    assert statistics.median(taken) < LIMIT_S, taken

@@ -19,7 +19,11 @@ HELLO = Path(__file__).parents[2] / "examples" / "hello"
     ("mode", "mtu", "cause"),
     [
         ("vxlan", 1500, r"error: node1: MTU too large: Pods have 1500, .* takes 1450 in the tunnel$"),
-        ("direct", 9000, r"error: node1, node2: MTU too large: Pods have 9000, but the node's eth0 takes 1500$"),
+        (
+            "direct",
+            9000,
+            r"error: node1, node2: MTU too large: Pods have 9000, but the node's eth0 takes 1500$",
+        ),
     ],
 )
 def test_an_mtu_that_the_way_does_not_take(mode: str, mtu: int, cause: str) -> None:
