@@ -32,7 +32,10 @@ def test_it_ends_cleanly_and_lets_go_of_its_port(number: signal.Signals) -> None
         assert state["live"] is False
         assert str(EXAMPLES) in state["where"]
         process.send_signal(number)
-        _, complaints = process.communicate(timeout=LIMIT_S)
+        try:
+            _, complaints = process.communicate(timeout=LIMIT_S)
+        finally:
+            process.kill()
         assert (process.returncode, complaints) == (0, "Ctrl-C ends it.\nended\n")
     with socket.socket() as again:
         again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
