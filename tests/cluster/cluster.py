@@ -31,6 +31,7 @@ from tests.cluster.versions import (
     COREDNS_MODULE,
     ENGINE_PACKAGES,
     ETCD_MODULE,
+    GINKGO_MODULE,
     KIND_MODULE,
     KUBERNETES_MODULE,
     NODE_PACKAGES,
@@ -183,7 +184,14 @@ def build() -> None:
 
 def build_programs() -> None:
     """Build all Go programs; `go` itself uses every core."""
-    for module in (KIND_MODULE, ETCD_MODULE, COREDNS_MODULE, KUBERNETES_MODULE, TRAEFIK_MODULE):
+    for module in (
+        KIND_MODULE,
+        ETCD_MODULE,
+        COREDNS_MODULE,
+        KUBERNETES_MODULE,
+        TRAEFIK_MODULE,
+        GINKGO_MODULE,
+    ):
         programs(module)
 
 

@@ -160,10 +160,10 @@ def test_the_wheel_holds_every_package() -> None:
     """A package that pyproject.toml does not name is missed on the nodes only."""
     from tests.cluster import image
 
-    named = tomllib.loads((image.PROJECT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    setup = tomllib.loads((image.PROJECT / "pyproject.toml").read_text())["tool"]["setuptools"]
     there = {
         ".".join(path.parent.relative_to(image.PROJECT).parts)
         for each in image.PACKAGES
         for path in (image.PROJECT / each).rglob("__init__.py")
     }
-    assert set(named) == there
+    assert set(setup["packages"]) == there | set(setup["package-dir"])

@@ -45,7 +45,10 @@ SERVICES = (
     ],
     ids=["policy", "services"],
 )
-def test_upstreams_own(focus: str, skip: str, count: int, real_cluster: Settings) -> None:
+def test_upstreams_own(
+    focus: str, skip: str, count: int, real_cluster: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The tests named above are run, no fewer, and none fails."""
+    monkeypatch.setenv("PARALLEL", "3")
     status, ran = e2e.stream(e2e.command(focus, skip, real_cluster))
     assert (status, ran) == (0, count)
