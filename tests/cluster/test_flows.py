@@ -23,7 +23,9 @@ def address(real_cluster: Settings) -> Iterator[str]:
     with pair.running(NAMESPACE):
         address = kube.get("service", "-n", NAMESPACE, "server")[0]["spec"]["clusterIP"]
         client = places.pod(NAMESPACE, "client")
-        wait_for("the Service", lambda: client.one(Question(address, 80, limit=1.0)).body == "server")
+        wait_for(
+            "the Service", lambda: client.one(Question(address, 80, limit=1.0)).body == "server", limit=30
+        )
         yield address
 
 

@@ -59,15 +59,13 @@ def held() -> Iterator[tuple[str, int]]:
     """A live connection of the friend to one of the Pods api: the Pod, and the port it comes from."""
     (api, *_) = kube.pods(NAMESPACE, app="api")
     words = [*places.pod(NAMESPACE, "friend").words(), sys.executable, "-c", HELD]
-    process = subprocess.Popen(
-        [*words, str(api.addresses[0]), str(PORT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout
-        yield f"{NAMESPACE}/{api.name}", int(process.stdout.readline())
-    finally:
-        process.kill()
-        process.wait()
+    command = [*words, str(api.addresses[0]), str(PORT)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            yield f"{NAMESPACE}/{api.name}", int(process.stdout.readline())
+        finally:
+            process.kill()
 
 
 def podwall(*words: str | Path, stdin: str = "", ends: int = 0) -> Any:

@@ -26,7 +26,9 @@ def running(real_cluster: Settings) -> Iterator[None]:
     with pair.running(NAMESPACE):
         address = kube.get("service", "-n", NAMESPACE, "server")[0]["spec"]["clusterIP"]
         client = places.pod(NAMESPACE, "client")
-        wait_for("the Service", lambda: client.one(Question(address, 80, limit=1.0)).body == "server")
+        wait_for(
+            "the Service", lambda: client.one(Question(address, 80, limit=1.0)).body == "server", limit=30
+        )
         yield
 
 
