@@ -29,9 +29,9 @@ def address(real_cluster: Settings) -> Iterator[str]:
         yield address
 
 
-def told(event: dict[str, Any]) -> tuple[str, str, str, list[str]]:
+def told(event: dict[str, Any]) -> tuple[str, str, str, tuple[str, ...]]:
     service = event["service"]["name"] if event["service"] else ""
-    return event["event"], event["source"]["pod"], service, event["policies"]
+    return event["event"], event["source"]["pod"], service, tuple(event["policies"])
 
 
 def listed(*words: str) -> list[dict[str, Any]]:
@@ -44,7 +44,7 @@ def test_an_allowed_and_a_denied_connection_are_told(address: str) -> None:
     assert places.pod(NAMESPACE, "client").one(Question(address, 80)).body == "server"
     assert places.pod(NAMESPACE, "stranger").one(Question(address, 80, limit=1.5)).error == "timeout"
 
-    denied = ("denied", f"{NAMESPACE}/stranger", f"{NAMESPACE}/server", [f"{NAMESPACE}/client-only"])
+    denied = ("denied", f"{NAMESPACE}/stranger", f"{NAMESPACE}/server", (f"{NAMESPACE}/client-only",))
     wait_for("the denial", lambda: denied in map(told, listed("--denied")), limit=10)
     assert {told(event) for event in listed("--denied")} == {denied}
     opened = [event for event in listed("--allowed") if event["source"]["pod"] == f"{NAMESPACE}/client"]
@@ -67,6 +67,6 @@ def test_following_tells_each_once_and_ends_when_interrupted(address: str) -> No
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
     assert [told(event) for event in events] == [
-        ("begun", f"{NAMESPACE}/client", f"{NAMESPACE}/server", []),
-        ("denied", f"{NAMESPACE}/stranger", f"{NAMESPACE}/server", [f"{NAMESPACE}/client-only"]),
+        ("begun", f"{NAMESPACE}/client", f"{NAMESPACE}/server", ()),
+        ("denied", f"{NAMESPACE}/stranger", f"{NAMESPACE}/server", (f"{NAMESPACE}/client-only",)),
     ]
