@@ -47,6 +47,7 @@ _ELEMENT, _NAME, _DATA = 1, 1, 2
 _REGISTER = 1
 
 _PAYLOAD_NETWORK, _PAYLOAD_TRANSPORT = 1, 2
+_TCP_FLAGS, _SYN, _ACK = 13, 0x02, 0x10  # where they are in the header
 _META_NFPROTO, _META_L4PROTO, _META_NFTRACE = 15, 16, 12
 _FAMILIES = {4: 2, 6: 10}
 _ADDRESSES = {4: (12, 16), 6: (8, 24)}  # where source and destination are in the header
@@ -61,7 +62,7 @@ class TraceError(Exception):
 
 
 class Match(NamedTuple):
-    """Which packets; None: any. The family is that of the addresses."""
+    """Which packets; None: any. The family is the addresses'; of TCP only what opens a connection."""
 
     protocol: int
     source: IPAddress | None = None
@@ -175,7 +176,8 @@ def _requests(table: str, matches: Sequence[Match]) -> Iterator[bytes]:
 
 
 def _expressions(match: Match) -> Iterator[bytes]:
-    """nft: meta nfproto, meta l4proto, ip saddr, ip daddr, th sport, th dport, quota, meta nftrace set 1."""
+    """nft: meta nfproto, meta l4proto, ip saddr, ip daddr, th sport, th dport, quota, meta nftrace set 1;
+    of TCP also tcp flags & (syn | ack) == syn."""
     address = match.source or match.destination
     version = address.version if address is not None else 4
     yield from _meta_is(_META_NFPROTO, bytes((_FAMILIES[version],)))
@@ -186,6 +188,8 @@ def _expressions(match: Match) -> Iterator[bytes]:
     for port, offset in ((match.sport, 0), (match.dport, 2)):
         if port is not None:
             yield from _payload_is(_PAYLOAD_TRANSPORT, offset, struct.pack(">H", port))
+    if match.protocol == socket.IPPROTO_TCP:
+        yield from _opens_a_connection()
     yield _expression("quota", attribute(1, struct.pack(">Q", QUOTA_BYTES)), attribute(2, _number(0)))
     one = nest(2, attribute(1, b"\1"))
     yield _expression("immediate", attribute(1, _number(_REGISTER)), one)
@@ -201,6 +205,15 @@ def _payload_is(base: int, offset: int, value: bytes) -> Iterator[bytes]:
     parts = (_REGISTER, base, offset, len(value))
     yield _expression("payload", *(attribute(number, _number(of)) for number, of in enumerate(parts, 1)))
     yield _is(value)
+
+
+def _opens_a_connection() -> Iterator[bytes]:
+    parts = (_REGISTER, _PAYLOAD_TRANSPORT, _TCP_FLAGS, 1)
+    yield _expression("payload", *(attribute(number, _number(of)) for number, of in enumerate(parts, 1)))
+    mask, nothing = nest(4, attribute(1, bytes((_SYN | _ACK,)))), nest(5, attribute(1, b"\0"))
+    registers = (attribute(1, _number(_REGISTER)), attribute(2, _number(_REGISTER)), attribute(3, _number(1)))
+    yield _expression("bitwise", *registers, mask, nothing)
+    yield _is(bytes((_SYN,)))
 
 
 def _is(value: bytes) -> bytes:

@@ -86,6 +86,31 @@ def test_other_tables_rules_are_told_with_verdict_and_handle(place: Path) -> Non
     assert last.handle > 0
 
 
+@pytest.mark.parametrize("address", [V4, V6], ids=["IPv4", "IPv6"])
+def test_of_a_connection_only_its_beginning_is_heard_of(place: Path, address: Any) -> None:
+    """One that is under way already meets other rules than a first packet does."""
+    family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+    with (
+        netns.run(place, socket.create_server, (str(address), 4000), family=family) as server,
+        netns.run(place, socket.create_connection, (str(address), 4000)) as under_way,
+    ):
+        made = netns.run(place, Trace, "a", [Match(socket.IPPROTO_TCP, None, None, address, 4000)])
+        try:
+            accepted = server.accept()[0]
+            under_way.sendall(b"x")
+            assert accepted.recv(1) == b"x"
+            accepted.close()
+            assert made.read() == []
+            netns.run(place, socket.create_connection, (str(address), 4000)).close()
+            heard = made.read()
+        finally:
+            made.close()
+    assert [step.chain for step in heard if step.packet] == [
+        "output",
+        "prerouting",
+    ]  # it goes out and comes in
+
+
 def test_it_ends_by_itself_after_some_packets(place: Path) -> None:
     made = netns.run(place, Trace, "a", [Match(UDP, None, None, V4, 4000)])
     for _ in range(50):
