@@ -282,8 +282,9 @@ def test_what_ended_cannot_begin_again_in_the_middle(lab: Lab) -> None:
         flows.go_on(flows.flows, 3)
         lab.apply(CHANGES["a policy is narrowed"].objects(base()), prune=True)
         own = [address.packed for address in lab.pod("live/cut").addresses]
-        denied = [flow for flow in flows.of("live/cut") if flow.kind == socket.SOCK_STREAM]
-        until(lambda: all(time.monotonic() - flow.last > 0.3 for flow in denied), 5, lambda: "still flows")
+        cut = flows.of("live/cut")
+        denied = [flow for flow in cut if flow.kind == socket.SOCK_STREAM]
+        until(lambda: all(time.monotonic() - flow.last > 0.3 for flow in cut), 5, lambda: "still flows")
         seen = len(heard.frames)
         for _ in range(5):
             for flow in denied:
