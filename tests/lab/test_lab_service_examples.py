@@ -170,6 +170,21 @@ def first_answers(lab: Lab, name: str) -> dict[tuple[str, int], str]:
     return found
 
 
+def every_node_follows(lab: Lab, pods: set[str]) -> None:
+    """Wait until each node leads to all of these Pods and to no other: each of them follows by itself."""
+    service = lab.service("spread")
+
+    def seen() -> dict[tuple[str, int], set[str]]:
+        return {
+            (source, version): set(pods_of(answers(lab, source, service.address(version), 80, times=60)))
+            for source in INSIDE
+            for version in FAMILIES
+        }
+
+    found = eventually(seen, lambda found: all(each == pods for each in found.values()))
+    assert all(each == pods for each in found.values())
+
+
 def test_affinity_outlives_the_coming_and_going_of_others(lab: Lab) -> None:
     before = first_answers(lab, "sticky")
     [sessions] = [item for item in example("session-affinity") if item["kind"] == "Deployment"]
@@ -177,25 +192,23 @@ def test_affinity_outlives_the_coming_and_going_of_others(lab: Lab) -> None:
 
     lab.apply([{**sessions, "spec": {**sessions["spec"], "replicas": 5}}])
     everybody = named(lab, "default/sessions-")
-    spread = lab.service("spread").address(4)
-    eventually(lambda: set(pods_of(answers(lab, "client", spread, 80, times=60))), everybody.__eq__)
+    every_node_follows(lab, everybody)
     assert first_answers(lab, "sticky") == before
 
     lab.set_ready(others[0], False)
-    eventually(
-        lambda: set(pods_of(answers(lab, "client", spread, 80, times=60))), (everybody - {others[0]}).__eq__
-    )
+    every_node_follows(lab, everybody - {others[0]})
     stays = {client: pod for client, pod in before.items() if pod != others[0]}
-    # Every node follows by itself; the wait above saw one of them.
-    after = eventually(lambda: first_answers(lab, "sticky"), lambda found: others[0] not in found.values())
+    after = first_answers(lab, "sticky")
     assert {client: after[client] for client in stays} == stays
     assert others[0] not in after.values()
     assert first_answers(lab, "sticky") == after
 
     lab.set_ready(others[0], True)
-    eventually(lambda: set(pods_of(answers(lab, "client", spread, 80, times=60))), everybody.__eq__)
+    every_node_follows(lab, everybody)
     assert first_answers(lab, "sticky") == after
+
     lab.apply([sessions])
+    every_node_follows(lab, named(lab, "default/sessions-"))
 
 
 def sticking(lab: Lab, seconds: int) -> int:
