@@ -15,6 +15,7 @@ import json
 from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 from agent.asked import ROOM
@@ -64,7 +65,7 @@ class Holdings:
                 return self._policies()
             case "nodes":
                 nodes = self.datapath.store.snapshot.nodes
-                return {(name,): lambda node=node: self._node(node) for name, node in nodes.items()}  # type: ignore[misc]
+                return {(name,): partial(self._node, node) for name, node in nodes.items()}
             case "addresses":
                 return self._addresses()
         raise CniError(spec.INVALID_CONFIG, f"{what!r} is none of pods, services, policies, nodes, addresses")
@@ -75,11 +76,7 @@ class Holdings:
         there = [(each, "attached") for each in self.attachments.current.values()]
         there += [(each, "leaving") for each in self.attachments.leaving]
         return {
-            (each.namespace, each.pod, each.container_id, each.ifname): lambda each=each, state=state: (
-                self._pod(  # type: ignore[misc]
-                    each, state
-                )
-            )
+            (each.namespace, each.pod, each.container_id, each.ifname): partial(self._pod, each, state)
             for each, state in there
         }
 
@@ -115,9 +112,7 @@ class Holdings:
     def _services(self) -> Mapping[Key, Describe]:
         problems, behind = self.services.problems(), self.services.rules.behind
         return {
-            key: lambda service=service: self._service(  # type: ignore[misc]
-                service, problems.get(service.key, ()), ("service", *service.key) in behind
-            )
+            key: partial(self._service, service, problems.get(key, ()), ("service", *key) in behind)
             for key, service in self.datapath.store.snapshot.services.items()
         }
 
@@ -163,7 +158,7 @@ class Holdings:
     def _policies(self) -> Mapping[Key, Describe]:
         selected = self.datapath.policies.selected()
         return {
-            key: lambda policy=policy: self._policy(policy, selected.get(policy.key, 0))  # type: ignore[misc]
+            key: partial(self._policy, policy, selected.get(key, 0))
             for key, policy in self.datapath.store.snapshot.policies.items()
         }
 
@@ -216,7 +211,7 @@ class Holdings:
                 for each in service.load_balancer
                 if each.ip in announced
             ]
-        return {(each["address"], each["owner"]): lambda each=each: each for each in held}  # type: ignore[misc]
+        return {(each["address"], each["owner"]): partial(dict, each) for each in held}
 
     def _address(self, address: IPAddress | None, kind: str, owner: str, state: str) -> dict[str, Any]:
         return {
