@@ -212,18 +212,6 @@ def write_conflist(directory: Path, socket: Path) -> bool:
     return True
 
 
-def remove_conflist(directory: Path) -> bool:
-    """Take the network from the runtime, with what a crash left half-written; False when there was none."""
-    for left in directory.glob(f".{CONFLIST}.*.tmp"):
-        left.unlink(missing_ok=True)
-    try:
-        (directory / CONFLIST).unlink()
-    except FileNotFoundError:
-        return False
-    _sync_directory(directory)
-    return True
-
-
 def _sync_directory(directory: Path) -> None:
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -25,6 +25,7 @@ nft add table inet others
 """
 FILES = (
     "etc/cni/net.d/10-podwall.conflist",
+    "etc/cni/net.d/.10-podwall.conflist.x.tmp",
     "opt/cni/bin/podwall",
     "var/lib/podwall/ledger.sqlite3",
     "run/podwall/x",
@@ -62,7 +63,7 @@ def test_everything_goes_and_it_says_so(node: Path) -> None:
     assert "10.99.0.0/16" in inside("ip", "route").stdout
     assert "other0" not in inside("ip", "link").stdout  # its peer was podwall's
     assert inside("nft", "list", "tables").stdout == "table inet others\n"
-    assert (node / "etc/cni/net.d/99-other.conf").exists()
+    assert [path.name for path in (node / "etc/cni/net.d").iterdir()] == ["99-other.conf"]
     assert netns.run(netns.path(NAME), lambda: list(look_again(node))) == []
 
 
