@@ -19,6 +19,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from pyroute2 import IPRoute
 
@@ -91,21 +92,17 @@ def remove_files(root: Path) -> Iterator[str]:
 def remove_links() -> Iterator[str]:
     """Remove all devices whose name begins with podwall, Pods' links and the overlay's."""
     with IPRoute() as kernel:
-        for link in kernel.get_links():
-            name = link.get_attr("IFLA_IFNAME")
-            if name.startswith("podwall"):
-                kernel.link("del", index=link["index"])
-                yield name
+        for link in _links(kernel):
+            kernel.link("del", index=link["index"])
+            yield str(link.get_attr("IFLA_IFNAME"))
 
 
 def remove_routes() -> Iterator[str]:
     """Remove all routes that carry podwall's protocol number."""
     with IPRoute() as kernel:
-        for family in FAMILIES:
-            for route in kernel.get_routes(family=family):
-                if route["proto"] == PROTOCOL:
-                    kernel.route("del", **{**route, "attrs": route["attrs"]})
-                    yield f"{route.get_attr('RTA_DST')}/{route['dst_len']}"
+        for route in _routes(kernel):
+            kernel.route("del", **{**route, "attrs": route["attrs"]})
+            yield _destination(route)
 
 
 def remove_tables() -> Iterator[str]:
@@ -145,15 +142,26 @@ def files(root: Path) -> list[Path]:
 def links() -> list[str]:
     """The devices whose name begins with podwall."""
     with IPRoute() as kernel:
-        names = [str(link.get_attr("IFLA_IFNAME")) for link in kernel.get_links()]
-    return [name for name in names if name.startswith("podwall")]
+        return [str(link.get_attr("IFLA_IFNAME")) for link in _links(kernel)]
+
+
+def _links(kernel: IPRoute) -> Iterator[Any]:
+    return (each for each in kernel.get_links() if each.get_attr("IFLA_IFNAME").startswith("podwall"))
 
 
 def routes() -> list[str]:
     """The routes that carry podwall's protocol number."""
     with IPRoute() as kernel:
-        found = [route for family in FAMILIES for route in kernel.get_routes(family=family)]
-    return [f"{each.get_attr('RTA_DST')}/{each['dst_len']}" for each in found if each["proto"] == PROTOCOL]
+        return list(map(_destination, _routes(kernel)))
+
+
+def _routes(kernel: IPRoute) -> Iterator[Any]:
+    found = (route for family in FAMILIES for route in kernel.get_routes(family=family))
+    return (route for route in found if route["proto"] == PROTOCOL)
+
+
+def _destination(route: Any) -> str:
+    return f"{route.get_attr('RTA_DST')}/{route['dst_len']}"
 
 
 def tables() -> list[str]:
