@@ -45,6 +45,7 @@ _OF_SERVICES = frozenset(
     name
     for names in (
         service_chains.FRONTENDS,
+        service_chains.RESTRICTED,
         service_chains.OUTSIDE,
         service_chains.NODE_PORTS,
         service_chains.OUTSIDE_NODE_PORTS,

@@ -15,6 +15,7 @@ ADDRESS_TYPES: dict[int, str] = {4: "ipv4_addr", 6: "ipv6_addr"}
 """The type of each family's addresses in sets."""
 
 Interface = Literal["iifname", "oifname"]
+INTERFACES: tuple[Interface, ...] = ("iifname", "oifname")
 
 
 def on_pod_link(interface: Interface) -> tuple[Match, Match]:

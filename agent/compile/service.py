@@ -4,8 +4,10 @@
     ClusterIP                                   cluster, or local with         frontends
                                                 internalTrafficPolicy Local
     load balancer and external addresses        cluster                        frontends
+      with externalTrafficPolicy Local,         cluster                        restricted
+      or loadBalancerSourceRanges
     NodePort                                    cluster                        node_ports
-    both, with externalTrafficPolicy Local,     local                          outside, outside_node_ports
+    with externalTrafficPolicy Local,           local                          outside, outside_node_ports
       from outside the cluster
 
 A list is named by its Service, port and reach, and has one number for both families. It exists when something
@@ -218,8 +220,10 @@ def entrances(
     of = comment(service.namespace, f"{service.name}:{way.port.name or way.port.port}")
     at, port = way.claim.address, (PROTO[way.claim.protocol], way.claim.port)
     only_here = way.kind != "cluster" and service.external_traffic_policy == "Local"
+    ranges = service.source_ranges if way.kind == "load balancer" else None
+    by_address = chains.FRONTENDS if ranges is None and not only_here else chains.RESTRICTED
     for family in families(service) if at is None else (family_of(at),):
-        into = chains.NODE_PORTS if at is None else chains.FRONTENDS
+        into = chains.NODE_PORTS if at is None else by_address
         key: Key = port if at is None else (at, *port)
         reach = reaches(service, way)[0]
         yield Element(into[family], key, numbers[list_name(service.key, way.port, reach)], of)
@@ -228,8 +232,8 @@ def entrances(
             yield Element(into[family], key, _from_outside(service, way, family, numbers, filled), of)
     if at is None and only_here:
         yield Element(chains.LOCAL_NODE_PORTS, port, comment=of)
-    if at is not None and way.kind == "load balancer" and service.source_ranges is not None:
-        yield from _admitted((at, *port), service.source_ranges, of)
+    if at is not None and ranges is not None:
+        yield from _admitted((at, *port), ranges, of)
 
 
 def _from_outside(

@@ -2,15 +2,19 @@
 
 Only the first packet of a flow passes here (chains of type nat); connection tracking translates the others.
 
-    from a Pod of this node, or the node itself   from another node's Pod      from anywhere else
-      |                                             |                            |
-      v  to a Service with source ranges that do not hold the sender: drop       |   (all three)
-      |                                             |                            v
-      |                                             |     externalTrafficPolicy Local: `outside`
+    address . protocol . port
+      |
+      v  in `frontends`: that list, whoever asks        (ClusterIP, load balancer and external addresses)
+      v  in `restricted`: it matters who asks           (source ranges, externalTrafficPolicy Local)
+      |    source ranges that do not hold the sender: drop
+      |    from outside the cluster: `outside`          (endpoints of this node alone)
+      |    from a Pod, or the node itself: the list in `restricted`
+      |
+    from a Pod of this node, or the node itself   from another node's Pod, or from anywhere else
+      |                                             |
       v  a NodePort of another node: `node_ports`   v  a NodePort of this node: `outside_node_ports`
       |                                             |     (with Local endpoints of this node alone)
-      +---------------------------------------------+----------------------------+
-      v  address . protocol . port in `frontends`     (ClusterIP, load balancer and external addresses)
+      +---------------------------------------------+
       v  an own address of this node: `node_ports`, then ports that Pods have of the node (`host_ports`)
       v  an address of `cluster_ips` or `pool_addresses`, with a port that no Service has: refuse
     no Service's: untouched
@@ -41,7 +45,8 @@ input.
 Sources stay as they are inside the cluster. What came from outside (or from another node) and goes on to an
 endpoint of another node leaves with this node's address, because the answer must come back here. A packet
 that TCP's connection tracking finds invalid would not be translated back and would reach a client under the
-endpoint's address, which answers with a reset: it is dropped (kubernetes issue 74839).
+endpoint's address, which answers with a reset: it is dropped (kubernetes issue 74839), here where it is for
+the node itself, on Pods' links by the rules of policy (agent.compile.verdicts).
 """
 
 from __future__ import annotations
@@ -116,7 +121,7 @@ def _names(name: str) -> dict[int, SetName]:
     return {family: SetName(SERVICES_TABLE, f"{name}{family}") for family in FAMILIES}
 
 
-FRONTENDS, OUTSIDE = _names("frontends"), _names("outside")
+FRONTENDS, RESTRICTED, OUTSIDE = _names("frontends"), _names("restricted"), _names("outside")
 NODE_PORTS, OUTSIDE_NODE_PORTS = _names("node_ports"), _names("outside_node_ports")
 BALANCE, BALANCERS = _names("balance"), _names("balancers")
 LISTS, ENDPOINTS = _names("lists"), _names("endpoints")
@@ -166,6 +171,7 @@ def _sets() -> Iterator[Set]:
     for family, kind in ADDRESS_TYPES.items():
         at = (kind, *_PORT)
         yield _set(FRONTENDS[family], at, "mark")
+        yield _set(RESTRICTED[family], at, "mark")
         yield _set(OUTSIDE[family], at, "mark")
         yield _set(NODE_PORTS[family], _PORT, "mark")
         yield _set(OUTSIDE_NODE_PORTS[family], _PORT, "mark")
@@ -223,13 +229,11 @@ def _chains(limited: bool) -> Iterator[Chain]:
     for family in FAMILIES:
         where = _node_port_address(family, limited)
         yield _chain(f"prerouting_ipv{family}", _prerouting(family, where))
-        on_loopback = _to_host_port_on_loopback(family)
-        yield _chain(
-            f"output_ipv{family}", (_not_admitted(family), on_loopback, _to(f"from_here_ipv{family}"))
-        )
-        yield _chain(f"from_outside_ipv{family}", _from_outside(family, where))
+        yield _chain(f"output_ipv{family}", _output(family))
+        yield _chain(f"restricted_ipv{family}", _restricted(family))
+        yield _chain(f"admitted_ipv{family}", _admitted(family))
         yield _chain(f"from_here_ipv{family}", _from_here(family, where))
-        yield _chain(f"to_service_ipv{family}", _to_service(family))
+        yield _chain(f"not_frontend_ipv{family}", _not_frontend(family))
         yield _chain(f"to_node_ipv{family}", (*_to_node_port(family, where), *_to_host_port(family)))
         yield _chain(f"balance_ipv{family}", _balance(family))
         yield _chain(f"to_endpoint_ipv{family}", _to_endpoint(family))
@@ -251,17 +255,17 @@ def _chains(limited: bool) -> Iterator[Chain]:
         (Rule((Match(CT_MARK, "==", OWN_MARKS), Assign(CT_MARK, 0))),),
     )
     yield _chain("leaving", _leaving())
-    yield from _invalid()
+    yield _invalid()
 
 
 def _host_port_chains() -> Iterator[Chain]:
-    yield _hooked("services_prerouting", "nat", "prerouting", DESTINATION_NAT, _by_family("to_service"))
+    yield _hooked("services_prerouting", "nat", "prerouting", DESTINATION_NAT, _by_family("not_frontend"))
     yield _hooked("services_output", "nat", "output", DESTINATION_NAT, _by_family("output"))
     for family in FAMILIES:
         yield _chain(
-            f"output_ipv{family}", (_to_host_port_on_loopback(family), _to(f"to_service_ipv{family}"))
+            f"output_ipv{family}", (_to_host_port_on_loopback(family), _to(f"not_frontend_ipv{family}"))
         )
-        yield _chain(f"to_service_ipv{family}", (_own_address(family),))
+        yield _chain(f"not_frontend_ipv{family}", (_own_address(family),))
         yield _chain(f"to_node_ipv{family}", _to_host_port(family))
 
 
@@ -282,13 +286,35 @@ def _prerouting(family: Family, where: tuple[Match, ...]) -> Iterator[Rule]:
 
     Otherwise its own node has translated it. So nothing it sends leaves here under this node's address.
     """
-    yield _not_admitted(family)
+    yield from _frontends(family, "restricted")
     yield _to(f"from_here_ipv{family}", *on_pod_link("iifname"))
-    other_pod = Match(Payload(IP[family], "saddr"), "==", Named(POD_CIDRS[family].name))
-    own = (other_pod, *_to_own_address(family), *where)
-    yield _found(family, OUTSIDE_NODE_PORTS, Concat(_TO), *own)
-    yield _to(f"to_service_ipv{family}", other_pod)
-    yield _to(f"from_outside_ipv{family}")
+    yield _found(family, OUTSIDE_NODE_PORTS, Concat(_TO), *_to_own_address(family), *where)
+    yield _to(f"not_frontend_ipv{family}")
+
+
+def _output(family: Family) -> Iterator[Rule]:
+    yield from _frontends(family, "admitted")
+    yield _to_host_port_on_loopback(family)
+    yield _to(f"from_here_ipv{family}")
+
+
+def _frontends(family: Family, restricted: str) -> Iterator[Rule]:
+    """The usual way comes first: a ClusterIP is the same for everybody."""
+    yield _found(family, FRONTENDS, _address_and_port(family))
+    yield _found(family, RESTRICTED, _address_and_port(family), then=restricted)
+
+
+def _restricted(family: Family) -> Iterator[Rule]:
+    yield _not_admitted(family)
+    for pod in (on_pod_link("iifname"), (_from(family, POD_CIDRS),)):
+        yield _to(f"balance_ipv{family}", *pod)
+    yield _found(family, OUTSIDE, _address_and_port(family))
+    yield _to(f"balance_ipv{family}")
+
+
+def _admitted(family: Family) -> Iterator[Rule]:
+    yield _not_admitted(family)
+    yield _to(f"balance_ipv{family}")
 
 
 def _not_admitted(family: Family) -> Rule:
@@ -299,12 +325,6 @@ def _not_admitted(family: Family) -> Rule:
     return Rule((ranged, other, Counter(), DROP), "not in loadBalancerSourceRanges")
 
 
-def _from_outside(family: Family, where: tuple[Match, ...]) -> Iterator[Rule]:
-    yield _found(family, OUTSIDE, _address_and_port(family))
-    yield _found(family, OUTSIDE_NODE_PORTS, Concat(_TO), *_to_own_address(family), *where)
-    yield _to(f"to_service_ipv{family}")
-
-
 def _from_here(family: Family, where: tuple[Match, ...]) -> Iterator[Rule]:
     """NodePorts of other nodes are translated here already, so that policies see who really speaks.
 
@@ -313,11 +333,10 @@ def _from_here(family: Family, where: tuple[Match, ...]) -> Iterator[Rule]:
     other_node = Match(Payload(IP[family], "daddr"), "==", Named(NODES[family].name))
     only_there = Match(Concat(_TO), "!=", Named(LOCAL_NODE_PORTS.name))
     yield _found(family, NODE_PORTS, Concat(_TO), other_node, *where, only_there)
-    yield _to(f"to_service_ipv{family}")
+    yield _to(f"not_frontend_ipv{family}")
 
 
-def _to_service(family: Family) -> Iterator[Rule]:
-    yield _found(family, FRONTENDS, _address_and_port(family))
+def _not_frontend(family: Family) -> Iterator[Rule]:
     yield _own_address(family)
     target = Payload(IP[family], "daddr")
     unused = (
@@ -405,34 +424,24 @@ def _leaving() -> Iterator[Rule]:
     yield _to("own_address")
 
 
-def _invalid() -> Iterator[Chain]:
+def _invalid() -> Chain:
     invalid = (Match(Ct("state"), "in", CtState.INVALID), Match(Meta("l4proto"), "==", Proto.TCP))
-    jump = Rule((*invalid, Verdict("jump", "invalid")))
-    yield _hooked("services_forward", "filter", "forward", FILTER, (jump,))
-    yield _chain(
-        "invalid",
-        (Rule((*on_pod_link(interface), Counter(), DROP)) for interface in ("iifname", "oifname")),
-    )
-    from_pods = (
-        Rule(
-            (
-                *invalid,
-                Match(Payload(IP[family], "saddr"), "==", Named(POD_CIDRS[family].name)),
-                Counter(),
-                DROP,
-            )
-        )
-        for family in FAMILIES
-    )
-    yield _hooked("services_invalid", "filter", "input", FILTER, tuple(from_pods))
+    from_pods = (Rule((*invalid, _from(family, POD_CIDRS), Counter(), DROP)) for family in FAMILIES)
+    return _hooked("services_invalid", "filter", "input", FILTER, tuple(from_pods))
 
 
 # Parts of rules
 
 
-def _found(family: Family, where: dict[int, SetName], key: Concat, *conditions: Match) -> Rule:
+def _found(
+    family: Family, where: dict[int, SetName], key: Concat, *conditions: Match, then: str = "balance"
+) -> Rule:
     found = Assign(CT_MARK, Lookup(key, Named(where[family].name)))
-    return Rule((*conditions, found, Verdict("goto", f"balance_ipv{family}")))
+    return Rule((*conditions, found, Verdict("goto", f"{then}_ipv{family}")))
+
+
+def _from(family: Family, ranges: dict[int, SetName]) -> Match:
+    return Match(Payload(IP[family], "saddr"), "==", Named(ranges[family].name))
 
 
 def _address_and_port(family: Family) -> Concat:

@@ -29,7 +29,8 @@ rules, as only this node's Pods have any here.
 TCP.  A flow that a policy no longer allows is ended by deleting its entry from connection tracking.  Its
 next packet, from either side, would make a new entry, and even a denied direction would be open again as
 the "reply" of a flow begun by the other side: so a new flow of an isolated Pod must begin with a SYN,
-whichever direction is isolated.
+whichever direction is isolated.  Of others' flows a packet that connection tracking finds invalid is dropped:
+its addresses would not be translated back.
 
 SCTP.  The same, and it needs no data to be sent: connection tracking takes a HEARTBEAT for the begin of a
 flow, and both ends send one every half minute.  A new flow must begin with an INIT, which alone has the
@@ -52,7 +53,7 @@ from typing import Literal
 from agent.cluster.model import Direction, Family
 from agent.compile.links import NOT_TO_ONE, POD_LINKS, TO_LINK, to_its_link
 from agent.compile.names import TABLE, comment
-from agent.compile.packets import ADDRESS_TYPES, FAMILIES, IP, link_and, on_pod_link
+from agent.compile.packets import ADDRESS_TYPES, FAMILIES, INTERFACES, IP, link_and, on_pod_link
 from agent.nft.model import (
     ACCEPT,
     DROP,
@@ -113,6 +114,7 @@ _ICMP_ERRORS = frozenset(
 _ICMP6_ERRORS = Range(1, 127)  # RFC 4443: the high bit tells information from errors
 ESTABLISHED = Match(Ct("state"), "in", CtState.ESTABLISHED)
 RELATED = Match(Ct("state"), "in", CtState.RELATED)
+INVALID = Match(Ct("state"), "in", CtState.INVALID)
 ICMP = Match(Meta("l4proto"), "==", frozenset({Proto.ICMP, Proto.ICMPV6}))
 NOT_FIRST = (
     Match(Bits(Payload("tcp", "flags"), "&", _FIRST), "!=", TcpFlag.SYN),
@@ -226,3 +228,6 @@ def _midstream() -> Iterator[Rule]:
         for field in ("saddr", "daddr"):
             known = Match(Payload(IP[family], field), "==", Named(ISOLATED[family].name))
             yield Rule((known, Verdict("goto", "not_first")))
+    for interface in INTERFACES:
+        invalid = (INVALID, Match(Meta("l4proto"), "==", Proto.TCP), *on_pod_link(interface))
+        yield Rule((*invalid, Counter(), DROP), "part of no connection")

@@ -155,6 +155,7 @@ def element(name: SetName, key: Key) -> Element:
 IP = ip_address("10.96.0.10")
 REMOVED: dict[str, tuple[Element, Destination | None, bool]] = {
     "an address": (element(chains.FRONTENDS[4], (IP, 17, 53)), Destination(IP, 17, 53), False),
+    "one with restrictions": (element(chains.RESTRICTED[4], (IP, 17, 53)), Destination(IP, 17, 53), False),
     "an address from outside": (element(chains.OUTSIDE[4], (IP, 132, 53)), Destination(IP, 132, 53), False),
     "a NodePort": (element(chains.NODE_PORTS[6], (17, 30053)), Destination(None, 17, 30053), False),
     "a Pod's port": (element(chains.HOST_PORTS[4], (17, 53)), Destination(None, 17, 53), True),

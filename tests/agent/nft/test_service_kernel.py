@@ -27,7 +27,7 @@ import pytest
 from msgspec.structs import replace
 from pyroute2 import netns as namespaces
 
-from agent.compile import links
+from agent.compile import links, verdicts
 from agent.compile import service_chains as chains
 from agent.compile.hostports import host_ports
 from agent.compile.names import SERVICES_TABLE
@@ -167,6 +167,7 @@ def _neighbour(name: str, link: str, own: str) -> None:
 
 LINKS = (
     *links.static(),
+    *verdicts.static(),
     *links.cluster(
         decoded(each)  # type: ignore[misc]  # these are Nodes
         for each in (
