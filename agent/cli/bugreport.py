@@ -36,6 +36,7 @@ import click
 from agent.cli.agents import SELECTOR, Agents, SilentError
 from agent.cli.ask import Unreachable
 from agent.cli.cluster import Asked, cluster_options
+from agent.cli.signals import handled
 from agent.cluster.client import ApiClient
 from agent.cluster.errors import ApiError
 from agent.log import printable
@@ -204,12 +205,8 @@ def _removed_by_signals(temporary: Path) -> Iterator[None]:
         os.write(sys.stderr.fileno(), b"interrupted; nothing is left\n")
         os._exit(128 + number)
 
-    before = {each: signal.signal(each, end) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
+    with handled(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, by=end):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 # What is gathered

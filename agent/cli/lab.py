@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import click
 
+from agent.cli.signals import handled
 from lab import manifests, matrix, netns, state
 from lab.expectation import Expected
 from lab.exposed import LabService
@@ -53,8 +54,8 @@ def lab() -> None:
     """A cluster without Kubernetes, in network namespaces of this machine."""
     if os.geteuid() != 0:
         raise click.ClickException("the lab makes network namespaces, which only root may: try with sudo")
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _interrupt)
+    signals = handled(signal.SIGTERM, signal.SIGINT, by=_interrupt)
+    click.get_current_context().with_resource(signals)
 
 
 @lab.command()

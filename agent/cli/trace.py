@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
@@ -22,6 +22,7 @@ from agent.cli.agents import Agents, Silent, SilentError
 from agent.cli.ask import Unreachable
 from agent.cli.cluster import Asked, cluster_options
 from agent.cli.output import NEGATIVE, Coloured, output_option, show
+from agent.cli.signals import handled, interrupt
 from agent.cli.why import as_address, split_port
 from agent.cluster.model import Family, IPAddress, Pod, Protocol
 from agent.explain.answer import Answer
@@ -87,7 +88,7 @@ def trace(asked: Asked, source: str, target: str, output: str, **options: Any) -
     """
     if not asked.live:
         raise click.UsageError("a packet needs a cluster, not manifests: leave -f away; `podwall why` can")
-    signal.signal(signal.SIGTERM, _interrupt)
+    click.get_current_context().with_resource(handled(signal.SIGTERM, by=interrupt))
     world = World(asked.snapshot())
     flow = _flow(world, asked.namespace, source, target, options)
     waits = options["wait"] or not node_of(flow.source)
@@ -113,10 +114,6 @@ def trace(asked: Asked, source: str, target: str, output: str, **options: Any) -
     show(output, content, lambda: _lines(found, following.notes))
     if options["exit_code"] and found.cause not in ("answered", "passed"):
         raise SystemExit(NEGATIVE)
-
-
-def _interrupt(_number: int, _frame: object) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 # What to send

@@ -10,11 +10,11 @@ import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 import click
 
 from agent.cli.cluster import Asked, cluster_options
+from agent.cli.signals import handled, interrupt
 
 
 @click.command("ui")
@@ -41,7 +41,7 @@ def ui(asked: Asked, port: int, no_browser: bool) -> None:
         server = PageServer(live, port)
     except OSError as error:
         raise click.ClickException(f"port {port} of 127.0.0.1 cannot be used: {error.strerror}") from error
-    signal.signal(signal.SIGTERM, _interrupt)
+    click.get_current_context().with_resource(handled(signal.SIGTERM, by=interrupt))
     try:
         with _shown(server.url, show=not no_browser):
             click.echo(f"podwall ui of {asked.where}: {server.url}")
@@ -70,7 +70,3 @@ def _shown(url: str, *, show: bool) -> Iterator[None]:
 def _has_browser() -> bool:
     """Whether a browser may be started: there is a screen, and one's own user; browsers refuse root."""
     return os.geteuid() != 0 and bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
