@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from tests.cluster import cluster, kube
+from tests.cluster import kube, places
+from tests.cluster.ask import Question
+from tests.cluster.console import wait_for
 from tests.cluster.contents import agnhost_name
 
-PODWALL = Path(sys.executable).parent / "podwall"
 PORT = 8080
 
 
@@ -61,13 +59,12 @@ def objects(namespace: str) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def running(namespace: str) -> Iterator[None]:
-    """Run them in a namespace made for them."""
+def running(namespace: str) -> Iterator[str]:
+    """Run them in a namespace made for them; the Service's address, once it answers the client."""
     with kube.running([namespace], *objects(namespace)):
-        yield
-
-
-def podwall(*words: str) -> str:
-    """What the command says of this cluster."""
-    command = [PODWALL, *words[:1], "--kubeconfig", cluster.kubeconfig(), *words[1:]]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+        address: str = kube.get("service", "-n", namespace, "server")[0]["spec"]["clusterIP"]
+        client = places.pod(namespace, "client")
+        wait_for(
+            "the Service", lambda: client.one(Question(address, 80, limit=1.0)).body == "server", limit=30
+        )
+        yield address

@@ -3,37 +3,29 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cluster import cluster
+from tests.cluster.command import podwall
 from tests.cluster.console import wait_for
-
-PODWALL = Path(sys.executable).parent / "podwall"
-
 
 pytestmark = pytest.mark.usefixtures("real_cluster")
 
 
-def podwall(*words: str) -> Any:
-    command = [PODWALL, *words, "--kubeconfig", cluster.kubeconfig(), "-o", "json"]
-    done = subprocess.run(command, check=True, capture_output=True, timeout=90)
-    return json.loads(done.stdout)
+def read(*words: str) -> Any:
+    return json.loads(podwall(*words, "-o", "json", limit=90))
 
 
 def used() -> list[tuple[str, int]]:
     """How many addresses of each range are in use."""
-    return sorted((each["cidr"], each["used"]) for each in podwall("get", "addresses")["ranges"])
+    return sorted((each["cidr"], each["used"]) for each in read("get", "addresses")["ranges"])
 
 
 def test_every_way_is_measured_and_the_addresses_come_back() -> None:
     before = used()
 
-    told = podwall("bench", "--duration", "3")
+    told = read("bench", "--duration", "3")
 
     assert told["from"] != told["to"]
     assert [(way["way"], way["error"]) for way in told["ways"]] == [("raw", ""), ("pod", ""), ("node", "")]

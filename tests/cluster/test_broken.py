@@ -3,22 +3,16 @@ line of `podwall why` names it. The objects are those of examples/troubleshootin
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.cluster import cluster, kube, places
+from tests.cluster import cluster, command, kube, places
 from tests.cluster.ask import Question
 from tests.cluster.cluster import Settings
-from tests.cluster.console import ClusterError, wait_for
+from tests.cluster.console import ClusterError
 from tests.cluster.places import Asker
 
-PODWALL = Path(sys.executable).parent / "podwall"
 NAMESPACES = ("broken", "broken-clients")
 SILENCE_S = 2.0
 
@@ -73,17 +67,6 @@ def broken(real_cluster: Settings) -> Iterator[None]:
         yield
 
 
-def why(*words: str) -> Any:
-    """Return the whole answer, once the nodes' rules have followed what was applied last."""
-    command = [PODWALL, "why", "--kubeconfig", cluster.kubeconfig(), "-n", "broken", "-o", "json", *words]
-
-    def look() -> Any:
-        answer = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=30).stdout)
-        return answer if all(each["agrees"] for each in answer["nodes"]) else None
-
-    return wait_for(f"the rules to follow: {' '.join(words)}", look, limit=10, every=0.5)
-
-
 def asker(name: str) -> Asker:
     """Return a Pod to ask from."""
     namespace, _, pod = name.rpartition("/")
@@ -95,7 +78,7 @@ def test_the_first_line_names_the_cause(source: str, target: str, seen: str, sai
     address = kube.addresses("broken", target)[0]
 
     assert asker(source).one(Question(address, 80, limit=SILENCE_S)).error == seen
-    answer = why(source, f"svc/{target}:80")
+    answer = command.why("broken", source, f"svc/{target}:80")
     assert not answer["allowed"]
     assert said in answer["sentence"]
     assert answer["nodes"], "nobody compared it with the rules"
@@ -110,7 +93,7 @@ def test_a_name_that_a_policy_lets_nobody_look_up() -> None:
     assert kube.execute("broken", "client", *lookup).strip() == address
     with pytest.raises(ClusterError):
         kube.execute("broken", "nameless", *lookup)
-    answer = why("nameless", "for-all.broken.svc.cluster.local:80")
+    answer = command.why("broken", "nameless", "for-all.broken.svc.cluster.local:80")
     assert (answer["allowed"], answer["cause"]) == (False, "dns-denied")
     assert "broken/nameless may not ask the cluster's DNS" in answer["sentence"]
     assert "broken/forgot-dns" in answer["sentence"]
@@ -122,7 +105,8 @@ def test_a_node_port_closed_by_its_traffic_policy(outside: Asker) -> None:
     client = str(cluster.outside_address(4))
     for node in kube.nodes():
         question = Question(str(node.addresses[0]), port["nodePort"], limit=SILENCE_S)
-        answer, said = outside.one(question), why(client, f"node/{node.name}:{port['nodePort']}")
+        answer = outside.one(question)
+        said = command.why("broken", client, f"node/{node.name}:{port['nodePort']}")
         if node.name == there:
             assert (answer.body, said["allowed"]) == ("web", True)
         else:

@@ -11,7 +11,7 @@ from tests.cluster import cluster
 from tests.cluster.cluster import Settings
 from tests.cluster.gobuild import programs
 from tests.cluster.versions import KUBERNETES_MODULE
-from tests.docs.blocks import ROOT, blocks, pages
+from tests.docs.blocks import blocks, pages
 from tests.docs.run import follow
 
 PAGES = [page for page in pages() if any(block.world == "cluster" for block in blocks(page))]
@@ -19,7 +19,7 @@ PAGES = [page for page in pages() if any(block.world == "cluster" for block in b
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: "-".join(page.parts[-2:]))
 def test_the_page_is_true(real_cluster: Settings, page: Path) -> None:
-    path = f"{ROOT / '.venv' / 'bin'}:{programs(KUBERNETES_MODULE)}:{os.environ['PATH']}"
+    path = f"{programs(KUBERNETES_MODULE)}:{os.environ['PATH']}"
     follow(
         (block for block in blocks(page) if block.world == "cluster"),
         {**cluster.environment(), "PATH": path},

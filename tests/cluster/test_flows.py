@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.cluster import cluster, kube, pair, places
+from tests.cluster import cluster, pair, places
 from tests.cluster.ask import Question
 from tests.cluster.cluster import Settings
+from tests.cluster.command import PODWALL, podwall
 from tests.cluster.console import wait_for
 
 NAMESPACE = "podwall-flows"
@@ -20,12 +21,7 @@ NAMESPACE = "podwall-flows"
 
 @pytest.fixture(scope="module")
 def address(real_cluster: Settings) -> Iterator[str]:
-    with pair.running(NAMESPACE):
-        address = kube.get("service", "-n", NAMESPACE, "server")[0]["spec"]["clusterIP"]
-        client = places.pod(NAMESPACE, "client")
-        wait_for(
-            "the Service", lambda: client.one(Question(address, 80, limit=1.0)).body == "server", limit=30
-        )
+    with pair.running(NAMESPACE) as address:
         yield address
 
 
@@ -35,7 +31,7 @@ def told(event: dict[str, Any]) -> tuple[str, str, str, tuple[str, ...]]:
 
 
 def listed(*words: str) -> list[dict[str, Any]]:
-    said = pair.podwall("flows", "-n", NAMESPACE, "-o", "json", "--service", "server", *words)
+    said = podwall("flows", "-n", NAMESPACE, "-o", "json", "--service", "server", *words)
     events: list[dict[str, Any]] = json.loads(said)["events"]
     return events
 
@@ -56,7 +52,7 @@ def test_an_allowed_and_a_denied_connection_are_told(address: str) -> None:
 
 def test_following_tells_each_once_and_ends_when_interrupted(address: str) -> None:
     words = ["--kubeconfig", cluster.kubeconfig(), "--follow", "-o", "json", "-n", NAMESPACE]
-    command = [pair.PODWALL, "flows", *words, "--service", "server"]
+    command = [PODWALL, "flows", *words, "--service", "server"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         assert process.stdout is not None

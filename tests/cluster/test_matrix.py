@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cluster import cluster, contents, kube
+from tests.cluster import contents, kube
 from tests.cluster.cluster import Settings
+from tests.cluster.command import podwall
 
-PODWALL = Path(sys.executable).parent / "podwall"
 NAMESPACE = "matrix"
 
 
@@ -65,10 +63,7 @@ def pods(real_cluster: Settings) -> Iterator[None]:
 
 
 def matrix(*words: str | Path, status: int = 0) -> str:
-    command = [PODWALL, "matrix", "--kubeconfig", cluster.kubeconfig(), "-n", NAMESPACE, *words]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
-    assert done.returncode == status, done.stdout + done.stderr
-    return done.stdout
+    return podwall("matrix", "-n", NAMESPACE, *words, status=status)
 
 
 def test_what_is_computed_is_seen(pods: None) -> None:

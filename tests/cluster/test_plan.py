@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from tests.cluster import cluster, kube, places
+from tests.cluster import kube, places
 from tests.cluster.ask import Question
 from tests.cluster.cluster import Settings
+from tests.cluster.command import podwall
 from tests.cluster.console import wait_for
 
-PODWALL = Path(sys.executable).parent / "podwall"
 NAMESPACE = "guarded"
 PORT = 8080
 SILENCE_S = 1.0
@@ -68,17 +68,14 @@ def held() -> Iterator[tuple[str, int]]:
             process.kill()
 
 
-def podwall(*words: str | Path, stdin: str = "", ends: int = 0) -> Any:
-    command = [PODWALL, *words, "--kubeconfig", cluster.kubeconfig(), "-o", "json"]
-    done = subprocess.run(command, check=False, input=stdin, capture_output=True, text=True, timeout=60)
-    assert done.returncode == ends, done.stderr
-    return json.loads(done.stdout)
+def read(*words: str | Path, status: int = 0) -> Any:
+    return json.loads(podwall(*words, "-o", "json", status=status))
 
 
-def planned(tmp_path: Path, *change: dict[str, Any], ends: int = 0) -> Any:
+def planned(tmp_path: Path, *change: dict[str, Any], status: int = 0) -> Any:
     path = tmp_path / "change.json"
     path.write_bytes(kube.listed(change))
-    return podwall("plan", "-f", path, "--exit-code", ends=ends)
+    return read("plan", "-f", path, "--exit-code", status=status)
 
 
 def reached(name: str) -> bool:
@@ -102,7 +99,7 @@ def test_what_is_said_of_a_change_comes_true(tmp_path: Path, held: tuple[str, in
     assert (reached("friend"), reached("stranger")) == (True, False)
     target, port = held
 
-    said = planned(tmp_path, policy("api"), ends=1)
+    said = planned(tmp_path, policy("api"), status=1)
 
     assert (told(said, "closes", "friend"), told(said, "opens", "stranger")) == (True, True)
     assert not told(said, "opens", "prisoner"), "its own policy lets nothing out"
@@ -129,16 +126,14 @@ def test_a_policy_in_audit_mode_is_told_and_not_enforced(tmp_path: Path) -> None
 
     def audited() -> bool:
         assert reached("friend")
-        found = podwall("flows", "--denied", "--pod", f"{NAMESPACE}/friend")
+        found = read("flows", "--denied", "--pod", f"{NAMESPACE}/friend")
         return any(of["event"] == "audit" for of in found["events"])
 
     wait_for("an event of the audit", audited, limit=20)
-    answer = podwall(
-        "why", f"{NAMESPACE}/friend", f"{kube.pods(NAMESPACE, app='api')[0].addresses[0]}:{PORT}"
-    )
+    answer = read("why", f"{NAMESPACE}/friend", f"{kube.pods(NAMESPACE, app='api')[0].addresses[0]}:{PORT}")
     assert answer["allowed"]
     assert "it would be denied if guarded/trial were enforced" in answer["sentence"]
-    assert podwall("plan", "--enforce-audit", "--exit-code", ends=1)["closes"]
+    assert read("plan", "--enforce-audit", "--exit-code", status=1)["closes"]
 
     kube.apply(policy("trial"))
     wait_for("it to be enforced", lambda: not reached("friend"), limit=10)

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.cluster import cluster, kube, pair, places
-from tests.cluster.ask import Question
+from tests.cluster import cluster, kube, pair
 from tests.cluster.cluster import Settings
-from tests.cluster.console import wait_for
+from tests.cluster.command import podwall
 
 NAMESPACE = "podwall-trace"
 CASES = [
@@ -24,16 +23,11 @@ CASES = [
 @pytest.fixture(scope="module")
 def running(real_cluster: Settings) -> Iterator[None]:
     with pair.running(NAMESPACE):
-        address = kube.get("service", "-n", NAMESPACE, "server")[0]["spec"]["clusterIP"]
-        client = places.pod(NAMESPACE, "client")
-        wait_for(
-            "the Service", lambda: client.one(Question(address, 80, limit=1.0)).body == "server", limit=30
-        )
         yield
 
 
 def traced(*words: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(pair.podwall("trace", "-n", NAMESPACE, "-o", "json", *words))
+    found: dict[str, Any] = json.loads(podwall("trace", "-n", NAMESPACE, "-o", "json", *words))
     return found
 
 

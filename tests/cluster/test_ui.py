@@ -13,9 +13,10 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.cluster import cluster, kube, pair, places
+from tests.cluster import cluster, pair, places
 from tests.cluster.ask import Question
 from tests.cluster.cluster import Settings
+from tests.cluster.command import PODWALL
 from tests.cluster.console import wait_for
 
 NAMESPACE = "podwall-ui"
@@ -24,19 +25,14 @@ LIMIT_S = 30
 
 @pytest.fixture(scope="module")
 def address(real_cluster: Settings) -> Iterator[str]:
-    with pair.running(NAMESPACE):
-        address = kube.get("service", "-n", NAMESPACE, "server")[0]["spec"]["clusterIP"]
-        client = places.pod(NAMESPACE, "client")
-        wait_for(
-            "the Service", lambda: client.one(Question(address, 80, limit=1.0)).body == "server", limit=30
-        )
+    with pair.running(NAMESPACE) as address:
         yield address
 
 
 def test_connections_and_denials_are_shown_and_explained(address: str) -> None:
     assert places.pod(NAMESPACE, "client").one(Question(address, 80)).body == "server"
     assert places.pod(NAMESPACE, "stranger").one(Question(address, 80, limit=1.5)).error == "timeout"
-    command = [pair.PODWALL, "ui", "--kubeconfig", cluster.kubeconfig(), "--no-browser"]
+    command = [PODWALL, "ui", "--kubeconfig", cluster.kubeconfig(), "--no-browser"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

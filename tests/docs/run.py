@@ -22,12 +22,12 @@ def follow(blocks: Iterable[Block], environment: Mapping[str, str] | None = None
     chosen = list(blocks)
     typed = [(block, command) for block in chosen for command in block.commands]
     script = "\n".join(f"{command.text}\nprintf '\\n{_END} %d\\n' $?" for _, command in typed)
-    path = f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}"
+    given = {**os.environ, **(environment or {})}
     done = subprocess.run(
         ["bash"],
         check=False,
         cwd=ROOT,
-        env={**os.environ, "PATH": path, **(environment or {})},
+        env={**given, "PATH": f"{ROOT / '.venv' / 'bin'}:{given['PATH']}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
