@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import shutil
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from typing import TypeAlias
 
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
-from agent.ui.live import Cluster, Live
 from agent.ui.server import PageServer
 
 LIMIT_MS = 10_000
 Open: TypeAlias = Callable[..., Page]
-Serving: TypeAlias = Callable[[Cluster], AbstractContextManager[PageServer]]
 
 
 @pytest.fixture(scope="module")
@@ -28,26 +24,6 @@ def browser() -> Iterator[Browser]:
         made = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])  # it refuses root else
         yield made
         made.close()
-
-
-@contextmanager
-def serve(cluster: Cluster) -> Iterator[PageServer]:
-    """The page's server for a cluster, in a thread."""
-    server = PageServer(Live(cluster), 0)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-        server.live.close()
-
-
-@pytest.fixture(scope="module")
-def serving() -> Serving:
-    return serve
 
 
 def is_complaint(message: ConsoleMessage) -> bool:

@@ -13,7 +13,8 @@ from agent.cli.cluster import Asked
 from agent.ui.server import PageServer
 from lab.world import Lab
 from tests.ui import shop
-from tests.ui.conftest import Open, Serving
+from tests.ui.conftest import Open
+from tests.ui.told import serving
 
 VIEWS = ("graph", "table", "matrix", "policies")
 
@@ -26,7 +27,7 @@ def lab() -> Iterator[Lab]:
 
 
 @pytest.fixture(scope="module")
-def server(lab: Lab, serving: Serving) -> Iterator[PageServer]:
+def server(lab: Lab) -> Iterator[PageServer]:
     with serving(Asked((), True, None, "", "default")) as made:
         yield made
 

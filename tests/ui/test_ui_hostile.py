@@ -9,8 +9,8 @@ from playwright.sync_api import expect
 
 from agent.cluster.model import Namespace, NetworkPolicy, Node, Owner, Pod, Service, ServicePort
 from agent.cluster.store import snapshot_of
-from tests.ui.conftest import Open, Serving
-from tests.ui.told import Told, denial, flow
+from tests.ui.conftest import Open
+from tests.ui.told import Told, denial, flow, serving
 
 MARKUP = '"><img src=x onerror=alert(1)><script>alert(2)</script>'
 JAVASCRIPT = "javascript:alert(3)//{{7*7}}"
@@ -54,7 +54,7 @@ def hostile() -> Told:
     return Told(snapshot_of(objects), answers, where=MARKUP, problems=(MARKUP,))
 
 
-def test_no_name_becomes_markup(serving: Serving, open_page: Open) -> None:
+def test_no_name_becomes_markup(open_page: Open) -> None:
     with serving(hostile()) as server:
         page = open_page(server)
         expect(page.locator("#where")).to_have_text(MARKUP)
@@ -74,7 +74,7 @@ def test_no_name_becomes_markup(serving: Serving, open_page: Open) -> None:
         assert page.locator("a[href^='javascript']").count() == 0
 
 
-def test_a_page_without_the_token_shows_nothing(serving: Serving, browser: object, open_page: Open) -> None:
+def test_a_page_without_the_token_shows_nothing(browser: object, open_page: Open) -> None:
     with serving(hostile()) as server:
         page = open_page(server)
         page.evaluate("sessionStorage.clear()")
@@ -88,7 +88,7 @@ def test_a_page_without_the_token_shows_nothing(serving: Serving, browser: objec
         assert "token" not in page.url
 
 
-def test_manifests_have_a_matrix_but_no_traffic(serving: Serving, open_page: Open) -> None:
+def test_manifests_have_a_matrix_but_no_traffic(open_page: Open) -> None:
     cluster = hostile()
     cluster.live = False
     with serving(cluster) as server:
@@ -98,7 +98,7 @@ def test_manifests_have_a_matrix_but_no_traffic(serving: Serving, open_page: Ope
 
 
 @pytest.mark.parametrize("objects", [(), (Node("n"), Namespace("default"))], ids=["nothing", "no Pods"])
-def test_an_empty_cluster_is_no_failure(serving: Serving, open_page: Open, objects: tuple[Node, ...]) -> None:
+def test_an_empty_cluster_is_no_failure(open_page: Open, objects: tuple[Node, ...]) -> None:
     with serving(Told(snapshot_of(objects), {"n": {}})) as server:
         page = open_page(server)
         for view in ("table", "matrix", "policies"):
@@ -106,7 +106,7 @@ def test_an_empty_cluster_is_no_failure(serving: Serving, open_page: Open, objec
         expect(page.locator("#view")).to_contain_text("There is no NetworkPolicy")
 
 
-def test_a_server_that_ended_is_told(serving: Serving, open_page: Open) -> None:
+def test_a_server_that_ended_is_told(open_page: Open) -> None:
     cluster = hostile()
     with serving(cluster) as server:
         page = open_page(server)
@@ -116,7 +116,7 @@ def test_a_server_that_ended_is_told(serving: Serving, open_page: Open) -> None:
         expect(page.locator("#pulse")).to_have_text("live")
 
 
-def test_a_pod_that_is_gone_is_told_apart(serving: Serving, open_page: Open) -> None:
+def test_a_pod_that_is_gone_is_told_apart(open_page: Open) -> None:
     web = Pod("shop", "web", node="n", phase="Running", ips=(ip_address("10.0.0.1"),))
     flows = [
         flow(("10.0.0.1", 40000, "shop/web"), ("10.0.0.9", 80, "shop/old-1")),

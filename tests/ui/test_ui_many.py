@@ -8,8 +8,8 @@ from playwright.sync_api import expect
 
 from agent.cluster.model import Namespace, Node, Object, Owner, Pod
 from agent.cluster.store import snapshot_of
-from tests.ui.conftest import Open, Serving
-from tests.ui.told import Told, flow
+from tests.ui.conftest import Open
+from tests.ui.told import Told, flow, serving
 
 NAMESPACES, WORKLOADS, REPLICAS = 20, 10, 3
 FLOWS = 3000
@@ -42,7 +42,7 @@ def _end(pod: Pod, port: int) -> tuple[str, int, str]:
     return str(pod.ips[0]), port, f"{pod.namespace}/{pod.name}"
 
 
-def test_a_large_cluster_is_drawn_in_part(serving: Serving, open_page: Open) -> None:
+def test_a_large_cluster_is_drawn_in_part(open_page: Open) -> None:
     with serving(many()) as server:
         page = open_page(server)
         expect(page.locator(".left")).to_have_text(

@@ -1,13 +1,17 @@
-"""A cluster that says what a test tells it to: objects, and what the agents answer."""
+"""A cluster that says what a test tells it to, objects and what the agents answer; the page's server for one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from agent.cli.agents import Agents, SilentError
 from agent.cluster.store import Snapshot
+from agent.ui.live import Cluster, Live
+from agent.ui.server import PageServer
 
 NOTHING: Mapping[str, Any] = {
     "flows": {"flows": [], "total": 0},
@@ -58,6 +62,21 @@ class Line:
 
     def close(self) -> None:
         pass
+
+
+@contextmanager
+def serving(cluster: Cluster) -> Iterator[PageServer]:
+    """The page's server for a cluster, in a thread."""
+    server = PageServer(Live(cluster), 0)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+        server.live.close()
 
 
 def flow(source: tuple[str, int, str], destination: tuple[str, int, str], **other: Any) -> dict[str, Any]:

@@ -6,9 +6,7 @@ import http.client
 import json
 import re
 import socket
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from agent.cluster.store import snapshot_of
 from agent.ui.guard import HEADERS
 from agent.ui.live import Live
 from agent.ui.server import LARGEST_BODY, PageServer
-from tests.ui.told import Told
+from tests.ui.told import Told, serving
 
 STATIC = Path(__file__).parents[3] / "agent" / "ui" / "static"
 HOSTILE = '<img src=x onerror="alert(1)">'
@@ -33,20 +31,6 @@ def told() -> Told:
         NetworkPolicy("default", "deny"),
     )
     return Told(snapshot_of(objects), {"node1": {}}, where=HOSTILE)
-
-
-@contextmanager
-def serving(cluster: Told) -> Iterator[PageServer]:
-    server = PageServer(Live(cluster), 0)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-        server.live.close()
 
 
 @pytest.fixture(scope="module")
