@@ -21,7 +21,7 @@ import logging
 import socket
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 from msgspec import Struct
@@ -175,40 +175,28 @@ def _key(denial: Denial) -> _Key:
 
 
 class Subscription:
-    """What is denied from now on, `async for`; `missed` counts what came faster than it was taken."""
+    """What is denied from now on, until closed; `missed` counts what came faster than it was taken."""
 
     def __init__(self, followers: set[Subscription], most: int) -> None:
         self.missed = 0
         self._followers = followers
         self._waiting: deque[Denied] = deque(maxlen=most)
-        self._arrived = asyncio.Event()
+        followers.add(self)
 
-    def __enter__(self) -> Subscription:
-        self._followers.add(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Keep nothing any more."""
         self._followers.discard(self)
 
     def put(self, denied: Denied) -> None:
         """Hand over one more; the oldest goes when there are too many."""
         self.missed += len(self._waiting) == self._waiting.maxlen
         self._waiting.append(denied)
-        self._arrived.set()
 
     def take(self) -> list[Denied]:
-        """What waits, oldest first, without waiting for more."""
+        """What waits, oldest first."""
         waiting = list(self._waiting)
         self._waiting.clear()
         return waiting
-
-    async def __aiter__(self) -> AsyncIterator[Denied]:
-        """Each as it comes, without end."""
-        while True:
-            await self._arrived.wait()
-            self._arrived.clear()
-            while self._waiting:
-                yield self._waiting.popleft()
 
 
 class Denials:
@@ -245,7 +233,7 @@ class Denials:
         return tuple(self._recent)
 
     def subscribe(self, most: int = KEPT) -> Subscription:
-        """Follow what is denied from now on, in a `with`; at most so many wait to be taken."""
+        """Follow what is denied from now on; at most so many wait to be taken."""
         return Subscription(self._followers, most)
 
     def forget(self, namespace: str, pod: str) -> None:

@@ -81,12 +81,11 @@ class Session:
         self._unlogged = Unlogged(rules(TABLE), self._logged())
         self._events = FlowEvents(self._tell) if flows else None
         self._denials = datapath.denials.subscribe()
-        self._denials.__enter__()
         self._held: list[Told] = []
 
     def close(self) -> None:
         """Keep nothing for it any more."""
-        self._denials.__exit__()
+        self._denials.close()
         if self._events:
             self._events.close()
         if self.timer:

@@ -37,7 +37,7 @@ from scapy.layers.sctp import SCTP
 from scapy.packet import Packet, Raw
 
 from agent import denials, headers
-from agent.denials import Denial, Denials, Denied, Reason, Repeats, denial_of, line
+from agent.denials import Denial, Denials, Denied, Reason, Repeats, Subscription, denial_of, line
 from agent.nflog import Logged, Nflog, NflogError, packet
 from agent.nft.model import TcpFlag
 from lab.limits import SLOWNESS
@@ -101,6 +101,13 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(LIMIT_S):
         while not condition():  # noqa: ASYNC110 - nobody could set an event
             await asyncio.sleep(0.01)
+
+
+async def first_of(events: Subscription) -> Denied:
+    async with asyncio.timeout(LIMIT_S):
+        while not (taken := events.take()):  # noqa: ASYNC110 - nobody could set an event
+            await asyncio.sleep(0.01)
+    return taken[0]
 
 
 def reading(
@@ -188,10 +195,9 @@ KERNEL_CASES: dict[str, tuple[Packet, dict[str, object]]] = {
 def test_real_packets_are_read(sender: socket.socket) -> None:
     async def body(made: Denials) -> None:
         for name, (sent, expected) in KERNEL_CASES.items():
-            with made.subscribe() as events:
+            with contextlib.closing(made.subscribe()) as events:
                 sender.send(frame(sent))
-                async with asyncio.timeout(LIMIT_S):
-                    denied = await anext(aiter(events))
+                denied = await first_of(events)
             first = denied.first
             family = 6 if IPv6 in sent else 4
             ends = V6 if family == 6 else V4
@@ -367,18 +373,14 @@ def test_what_makes_a_repeat() -> None:
 
 
 def test_a_slow_follower_loses_the_oldest_and_knows() -> None:
-    async def body() -> None:
-        followers: set[denials.Subscription] = set()
-        with denials.Subscription(followers, 2) as slow:
-            for port in (1, 2, 3):
-                slow.put(Denied(denial(port), Reason(), 1, 1.0))
-            stream = aiter(slow)
-            assert [(await anext(stream)).first.dport for _ in range(2)] == [2, 3]
-            assert slow.missed == 1
-            assert followers == {slow}
-        assert not followers
-
-    asyncio.run(body())
+    followers: set[Subscription] = set()
+    with contextlib.closing(Subscription(followers, 2)) as slow:
+        for port in (1, 2, 3):
+            slow.put(Denied(denial(port), Reason(), 1, 1.0))
+        assert [each.first.dport for each in slow.take()] == [2, 3]
+        assert slow.missed == 1
+        assert followers == {slow}
+    assert not followers
 
 
 def test_lines_are_limited_and_the_rest_counted(caplog: pytest.LogCaptureFixture) -> None:
