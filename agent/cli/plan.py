@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +20,7 @@ from agent.cluster.store import Snapshot
 from agent.explain.ends import workload_of
 from agent.explain.imagined import with_addresses, with_pods
 from agent.explain.overlay import Place, enforced, laid_over, rolled_out
-from agent.explain.plan import Backing, Cut, LiveFlow, Plan, Row, plan
+from agent.explain.plan import Backing, Cut, LiveFlow, Plan, Row, live_flows, plan
 from agent.explain.reach import EVERYWHERE, Group, takes_part
 from agent.explain.spans import in_words, pieces
 from agent.explain.world import World
@@ -221,23 +220,10 @@ def _flows(asked: Asked) -> tuple[list[LiveFlow], list[str]]:
         if isinstance(answer, Silent):
             complaints.append(f"live connections of node {node} are not known: {answer.why}")
             continue
-        found += (_flow(node, each) for each in answer["flows"] if not each.get("closed"))
+        found += live_flows((node, each) for each in answer["flows"])
         if (left := answer["total"] - len(answer["flows"])) > 0:
             complaints.append(f"node {node} has {left} connections more than it could tell")
     return found, complaints
-
-
-def _flow(node: str, of: Mapping[str, Any]) -> LiveFlow:
-    source, destination = of["source"], of["destination"]
-    return LiveFlow(
-        node,
-        of["protocol"],
-        ip_address(source["address"]),
-        source["port"],
-        ip_address(destination["address"]),
-        destination["port"],
-        of["from_node"],
-    )
 
 
 # What is said

@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from types import MappingProxyType
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from agent.cluster.model import (
     Direction,
@@ -84,6 +85,22 @@ class LiveFlow(NamedTuple):
     destination: IPAddress
     dport: int
     from_node: bool = False
+
+
+def live_flows(told: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[LiveFlow]:
+    """The flows that nodes' agents tell, but for connections that are over though their entries last."""
+    for node, of in told:
+        if not of.get("closed"):
+            source, destination = of["source"], of["destination"]
+            yield LiveFlow(
+                node,
+                of["protocol"],
+                ip_address(source["address"]),
+                source["port"],
+                ip_address(destination["address"]),
+                destination["port"],
+                bool(of.get("from_node")),
+            )
 
 
 class Cut(NamedTuple):

@@ -12,7 +12,6 @@ A question is an object of texts; its answer is plain data.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from ipaddress import ip_address
 from typing import Any
 
 from agent.cli.why import answer_json, as_address, in_the_kernel
@@ -20,8 +19,7 @@ from agent.cluster.model import NetworkPolicy, Pod, Protocol, Service
 from agent.explain.ends import takes_part
 from agent.explain.groups import grouped
 from agent.explain.matrix import Column, columns_of, matrix
-from agent.explain.observed import Seen
-from agent.explain.plan import LiveFlow
+from agent.explain.plan import live_flows
 from agent.explain.policy import selected_by
 from agent.explain.question import CannotAnswerError, Question
 from agent.explain.remedy import Change
@@ -118,7 +116,7 @@ def matrix_table(live: Live, given: Given) -> Mapping[str, Any]:
 def rehearsal(live: Live, given: Given) -> Mapping[str, Any]:
     """What a manifest would do. Raises CannotBeAnsweredError."""
     world = live.looked().world
-    flows = [_flow(each) for each in live.flows()] if live.cluster.live else []
+    flows = live_flows((each.node, each.raw) for each in live.flows()) if live.cluster.live else ()
     try:
         return rehearsed(world, given.get("manifest", ""), flows)
     except UnreadableError as error:
@@ -132,18 +130,6 @@ GET: Mapping[str, Answer] = {
     "/api/matrix": matrix_table,
 }
 POST: Mapping[str, Answer] = {"/api/plan": rehearsal}
-
-
-def _flow(of: Seen) -> LiveFlow:
-    source, destination = of.raw["source"], of.raw["destination"]
-    return LiveFlow(
-        of.node,
-        of.raw["protocol"],
-        ip_address(source["address"]),
-        source["port"],
-        ip_address(destination["address"]),
-        destination["port"],
-    )
 
 
 def _end(live: Live, world: World, given: Given, field: str) -> End:
