@@ -1,4 +1,4 @@
-"""A cluster that says what a test tells it to, objects and what the agents answer; the page's server for one."""
+"""A cluster that says what a test tells it to: objects, and what the agents answer; and the page for it."""
 
 from __future__ import annotations
 
