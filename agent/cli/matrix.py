@@ -13,11 +13,12 @@ import click
 
 from agent.cli.ask import Unreachable
 from agent.cli.cluster import Asked, cluster_options
+from agent.cli.connection import PROTOCOL_NAMES
 from agent.cli.expectations import Verdict, read
 from agent.cli.output import FORMATS, GAP, NEGATIVE, Coloured, Line, show
 from agent.cli.probes import tried
-from agent.cluster.model import PROTOCOLS, Pod, Protocol
-from agent.explain.ends import columns_named, distinct, pods_named, takes_part
+from agent.cluster.model import Pod
+from agent.explain.ends import columns_named, distinct, pods_named, port_of, takes_part
 from agent.explain.expect import written
 from agent.explain.groups import NO, OTHERWISE, Grouped, grouped
 from agent.explain.imagined import with_addresses, with_pods
@@ -27,7 +28,6 @@ from agent.explain.seen import Observed, arrived, attempt, differs
 from agent.explain.world import UnknownNameError, World, title
 from agent.log import printable
 
-PROTOCOL_NAMES: dict[str, Protocol] = {name.lower(): name for name in PROTOCOLS}
 MOST_TOLD = 20  # differences, and Pods that are left out; -o json has all
 COLOURS = {"yes": "green", NO: "red"}
 DIFFERENT = "yellow"
@@ -156,7 +156,7 @@ def _picked(world: World, namespace: str, options: dict[str, Any]) -> Picked:
 
 def _named(world: World, namespace: str, options: dict[str, Any]) -> Picked:
     protocol = PROTOCOL_NAMES.get(options["protocol"] or "")
-    port = _port(options["port"])
+    port = port_of(options["port"]) if options["port"] else None
     there = world.snapshot.pods if options["all_namespaces"] else world.snapshot.pods_in(namespace)
     wanted = selector(options["selector"])
     scope = [pod for _, pod in sorted(there.items()) if wanted.matches(pod.labels)]
@@ -177,14 +177,6 @@ def _named(world: World, namespace: str, options: dict[str, Any]) -> Picked:
     if not columns:
         raise UnknownNameError("none of these Pods has such a port: --port PORT asks for one of all")
     return Picked(sources or tuple(alive), columns, tuple(notes))
-
-
-def _port(text: str | None) -> int | str | None:
-    if text is None or not (text.isascii() and text.isdecimal()):
-        return text
-    if not 1 <= int(text) <= 65535:
-        raise click.UsageError(f"port {text} is not from 1 to 65535")
-    return int(text)
 
 
 def _unique(pods: Iterable[Pod]) -> tuple[Pod, ...]:

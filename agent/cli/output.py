@@ -25,6 +25,8 @@ NEGATIVE = 1
 FORMATS = ("table", "wide", "json", "yaml")
 GAP = "   "
 NOTHING = "<none>"
+MARKS = {True: "ok", False: "no", None: "  "}
+"""Whether a packet comes past a step of its way; None where nothing is decided."""
 
 output_option = click.option(
     "-o", "--output", type=click.Choice(FORMATS), default="table", show_default=True, help="How to say it."

@@ -14,17 +14,18 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import click
 
 from agent.cli.agents import Agents, Silent, SilentError
 from agent.cli.ask import Unreachable
-from agent.cli.cluster import Asked, cluster_options
-from agent.cli.output import NEGATIVE, Coloured, output_option, show
+from agent.cli.cluster import Asked, live_cluster_options
+from agent.cli.connection import asked_about, connection_options
+from agent.cli.output import MARKS, NEGATIVE, Coloured, output_option, show
 from agent.cli.signals import handled, interrupt
-from agent.cli.why import as_address, split_port
-from agent.cluster.model import Family, IPAddress, Pod, Protocol
+from agent.cluster.model import IPAddress, Pod, Protocol
 from agent.explain.answer import Answer
 from agent.explain.observed import Names
 from agent.explain.question import CannotAnswerError, Question
@@ -39,9 +40,6 @@ MOST_SEND_S = 6.0
 SETTLE_S = 0.3  # from the packet to the last node's account of it
 POLL_S = 0.5
 INTERRUPTED = 130
-_PROTOCOLS: dict[str, Protocol] = {"tcp": "TCP", "udp": "UDP", "sctp": "SCTP"}
-_FAMILIES: dict[str | None, Family] = {"4": 4, "6": 6}
-_MARKS = {True: "ok", False: "no", None: "  "}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +55,7 @@ class Flow:
 
 
 @click.command("trace")
-@click.argument("source", metavar="SRC")
-@click.argument("target", metavar="DST[:PORT]")
-@click.option("--protocol", type=click.Choice(["tcp", "udp", "sctp"], case_sensitive=False), default="tcp")
-@click.option("--family", type=click.Choice(["4", "6"]), help="IPv4 or IPv6; else the first both ends have.")
+@connection_options
 @click.option("--wait", is_flag=True, help="Send nothing; wait for a packet that somebody else sends.")
 @click.option(
     "--timeout",
@@ -70,8 +65,10 @@ class Flow:
 )
 @click.option("--exit-code", is_flag=True, help="End with 1 when it was not answered, or did not pass.")
 @output_option
-@cluster_options
-def trace(asked: Asked, source: str, target: str, output: str, **options: Any) -> None:
+@live_cluster_options
+def trace(
+    asked: Asked, wait: bool, timeout: float | None, exit_code: bool, output: str, **connection: Any
+) -> None:
     """Follow one real packet through the kernel's rules, and tell what each had to do with it.
 
     SRC and DST are named as for `podwall why`. The agent connects from inside of the Pod SRC, or from the
@@ -86,23 +83,13 @@ def trace(asked: Asked, source: str, target: str, output: str, **options: Any) -
     Rules of others are told as well, where they drop the packet. Nothing is left behind, also when
     interrupted or killed.
     """
-    if not asked.live:
-        raise click.UsageError("a packet needs a cluster, not manifests: leave -f away; `podwall why` can")
     click.get_current_context().with_resource(handled(signal.SIGTERM, by=interrupt))
     world = World(asked.snapshot())
-    flow = _flow(world, asked.namespace, source, target, options)
-    waits = options["wait"] or not node_of(flow.source)
+    flow = _flow(world, asked.namespace, connection)
     with asked.agents() as agents:
         following = Following(agents, world)
         try:
-            following.open(flow, waits=waits)
-            verdict, words = "", ""
-            if waits:
-                following.wait(options["timeout"] or WAIT_S)
-            else:
-                verdict, words = following.send(min(options["timeout"] or SEND_S, MOST_SEND_S))
-            to = str(flow.target), flow.port
-            found = account(Names(world), following.heard, to, verdict, words)
+            verdict, words = _followed(following, flow, wait=wait, timeout_s=timeout)
         except SilentError as error:
             raise Unreachable(printable(str(error))) from error
         except KeyboardInterrupt:
@@ -110,27 +97,20 @@ def trace(asked: Asked, source: str, target: str, output: str, **options: Any) -
             raise SystemExit(INTERRUPTED) from None
         finally:
             following.close()
+    found = account(Names(world), following.heard, (str(flow.target), flow.port), verdict, words)
     content = _content(flow, following, found, verdict)
     show(output, content, lambda: _lines(found, following.notes))
-    if options["exit_code"] and found.cause not in ("answered", "passed"):
+    if exit_code and found.cause not in ("answered", "passed"):
         raise SystemExit(NEGATIVE)
 
 
 # What to send
 
 
-def _flow(world: World, namespace: str, source: str, target: str, options: Mapping[str, Any]) -> Flow:
+def _flow(world: World, namespace: str, connection: Mapping[str, Any]) -> Flow:
     """The packet that is asked for, by the objects. Raises UsageError."""
-    name, port = split_port(target)
     try:
-        question = Question(
-            source=world.named(source, namespace),
-            target=world.named(name, namespace),
-            port=port,
-            protocol=_PROTOCOLS[options["protocol"].lower()],
-            family=_FAMILIES.get(options["family"]),
-            address=as_address(name),
-        )
+        question = asked_about(world, namespace, **connection)
         answer = why(world, question)
     except (UnknownNameError, CannotAnswerError) as error:
         raise click.UsageError(printable(str(error))) from error
@@ -144,20 +124,25 @@ def _flow(world: World, namespace: str, source: str, target: str, options: Mappi
 def _unserved(question: Question, answer: Answer, ends: tuple[tuple[IPAddress, int], ...]) -> Flow:
     """A packet that nothing of the cluster is there for: sent all the same, where it says enough."""
     targets = (question.address,) if question.address else addresses_of(question.target)
-    for mine in addresses_of(question.source):
-        for theirs in targets:
-            fits = question.family in (None, mine.version)
-            if (
-                fits
-                and theirs is not None
-                and mine.version == theirs.version
-                and isinstance(question.port, int)
-            ):
-                return Flow(question.source, mine, theirs, question.port, question.protocol, ends)
+    port = question.port
+    for mine, theirs in product(addresses_of(question.source), targets):
+        fits = mine.version == theirs.version and question.family in (None, mine.version)
+        if fits and isinstance(port, int):
+            return Flow(question.source, mine, theirs, port, question.protocol, ends)
     raise click.UsageError(printable(f"no packet can be sent: {answer.sentence}"))
 
 
 # Following it
+
+
+def _followed(following: Following, flow: Flow, *, wait: bool, timeout_s: float | None) -> tuple[str, str]:
+    """Hear of the packet; where it was sent, what the client saw of it, else "". Raises SilentError."""
+    waits = wait or not node_of(flow.source)
+    following.open(flow, waits=waits)
+    if waits:
+        following.wait(timeout_s or WAIT_S)
+        return "", ""
+    return following.send(min(timeout_s or SEND_S, MOST_SEND_S))
 
 
 @dataclass(slots=True)
@@ -313,4 +298,4 @@ def _lines(found: Account, notes: Sequence[str]) -> Iterator[str | Coloured]:
 
 
 def _line(of: Told, width: int) -> str:
-    return f"  {_MARKS[of.ok]}  {of.stage:<{width}}  {of.text}"
+    return f"  {MARKS[of.ok]}  {of.stage:<{width}}  {of.text}"

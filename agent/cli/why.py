@@ -7,11 +7,10 @@ agents --settings, asked while --^                                 |
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,9 +18,10 @@ import click
 from agent.cli.agents import Agents, Silent, SilentError
 from agent.cli.ask import Unreachable
 from agent.cli.cluster import Asked, cluster_options
+from agent.cli.connection import asked_about, connection_options
 from agent.cli.lines import Lines
-from agent.cli.output import NEGATIVE, Coloured, Line, output_option, show
-from agent.cluster.model import Family, IPAddress, Protocol, Service
+from agent.cli.output import MARKS, NEGATIVE, Coloured, Line, output_option, show
+from agent.cluster.model import IPAddress, Service
 from agent.cluster.store import Snapshot
 from agent.compile.service import ServiceSettings
 from agent.explain.answer import Answer, Step
@@ -35,85 +35,47 @@ from agent.log import printable
 if TYPE_CHECKING:
     from agent.cli.cluster import Places
 
-_ENDS_WITH_PORT = re.compile(r"(?:\[(?P<bracketed>[^\]]+)\]|(?P<plain>[^:\[\]]+))(?::(?P<port>[^:]+))?")
-_PROTOCOLS: dict[str, Protocol] = {"tcp": "TCP", "udp": "UDP", "sctp": "SCTP"}
-_FAMILIES: dict[str | None, Family] = {"4": 4, "6": 6}
-_MARKS = {True: "ok", False: "no", None: "  "}
 MOST_ASKED_AHEAD = 8  # nodes whose agents are asked before it is known which of them matter
 LINES_UP = 17  # the column at which what belongs to a step goes on
 
 
 @click.command("why")
-@click.argument("source", metavar="SRC")
-@click.argument("target", metavar="DST[:PORT]")
-@click.option("--protocol", type=click.Choice(["tcp", "udp", "sctp"], case_sensitive=False), default="tcp")
-@click.option("--family", type=click.Choice(["4", "6"]), help="IPv4 or IPv6; else the first both ends have.")
+@connection_options
 @click.option("--via", metavar="NODE", default="", help="The node where a packet from outside comes in.")
 @click.option("--exit-code", is_flag=True, help="End with 1 when the connection is denied.")
 @click.option("--objects-only", is_flag=True, help="Do not compare with the rules in the nodes' kernels.")
 @output_option
 @cluster_options
-def why_command(asked: Asked, source: str, target: str, **options: Any) -> None:
+def why_command(
+    asked: Asked, objects_only: bool, exit_code: bool, output: str, via: str, **connection: Any
+) -> None:
     """Say in one sentence whether SRC may connect to DST, then the way step by step.
 
     SRC and DST are Pods, Services, nodes, DNS names or addresses, addresses outside of the cluster too. A
     PORT is a number or a name; an IPv6 address with a port is written [ADDRESS]:PORT.
 
     \b
-      podwall why web svc/api:80
-      podwall why shop/web api.shop.svc.cluster.local:http
-      podwall why 203.0.113.10 node/worker:30080
-      podwall why -f manifests/ web [fd00:10:96::7]:53 --protocol udp
+    podwall why web svc/api:80
+    podwall why shop/web api.shop.svc.cluster.local:http
+    podwall why 203.0.113.10 node/worker:30080
+    podwall why -f manifests/ web [fd00:10:96::7]:53 --protocol udp
 
     Of a cluster or a lab the agents of the nodes on the way are asked what the rules in their kernels do with
     the packet, and it is said where they do something else than the objects say.
     """
-    name, port = split_port(target)
-    with looked(asked, ask=asked.live and not options["objects_only"]) as seen:
+    with looked(asked, ask=asked.live and not objects_only) as seen:
         try:
-            question = Question(
-                source=seen.world.named(source, asked.namespace),
-                target=seen.world.named(name, asked.namespace),
-                port=port,
-                protocol=_PROTOCOLS[options["protocol"].lower()],
-                family=_FAMILIES.get(options["family"]),
-                address=as_address(name),
-                by_name=as_address(name) is None,
-                via=options["via"],
-            )
+            question = asked_about(seen.world, asked.namespace, **connection)
+            question = replace(question, by_name=question.address is None, via=via)
             answer = why(seen.world, seen.known_to_come_in(question))
         except (UnknownNameError, CannotAnswerError) as error:
             raise click.UsageError(printable(str(error))) from error
         nodes = seen.compared(answer.legs)
     answer = in_the_kernel(answer, nodes)
     content = answer_json(answer, nodes, seen.lines)
-    show(options["output"], content, lambda: lines(answer, nodes, seen.lines, options["output"] == "wide"))
-    if options["exit_code"] and not answer.allowed:
+    show(output, content, lambda: lines(answer, nodes, seen.lines, output == "wide"))
+    if exit_code and not answer.allowed:
         raise SystemExit(NEGATIVE)
-
-
-def split_port(text: str) -> tuple[str, int | str | None]:
-    """A target and its port: `web:80`, `10.0.0.1:80`, `[::1]:80`, `::1`, `web:http`. Raises UsageError."""
-    if text.count(":") > 1 and not text.startswith("["):
-        return text, None  # an IPv6 address by itself
-    found = _ENDS_WITH_PORT.fullmatch(text)
-    if found is None:
-        raise click.UsageError(f"{printable(text)} is no NAME, NAME:PORT or [ADDRESS]:PORT")
-    port = found["port"]
-    name = found["bracketed"] or found["plain"]
-    if port is None or not port.isdecimal():
-        return name, port
-    if not 1 <= int(port) <= 65535:
-        raise click.UsageError(f"port {port} is not from 1 to 65535")
-    return name, int(port)
-
-
-def as_address(text: str) -> IPAddress | None:
-    """The address that a target is, when it is not a name."""
-    try:
-        return ip_address(text)
-    except ValueError:
-        return None
 
 
 # The nodes
@@ -246,7 +208,7 @@ def lines(
     if answer.steps:
         yield ""
     for step in answer.steps:
-        yield f"  {_MARKS[step.ok]}  {step.stage:<10} {step.text}"
+        yield f"  {MARKS[step.ok]}  {step.stage:<10} {step.text}"
         yield from (f"{'':{LINES_UP}}{place}" for place in _places(step, where, wide))
     for each in nodes:
         yield f"  {_mark(each)}  {'rules':<10} {_said(each)}"
@@ -267,7 +229,7 @@ def _places(step: Step, where: Lines | None, wide: bool) -> Iterator[str]:
 
 
 def _mark(of: Compared) -> str:
-    return _MARKS[None] if of.silent else _MARKS[not of.differs]
+    return MARKS[None] if of.silent else MARKS[not of.differs]
 
 
 def _said(of: Compared) -> str:

@@ -118,13 +118,17 @@ def split_port(text: str) -> tuple[str, int | str | None]:
     found = _WITH_PORT.fullmatch(text)
     if found is None:
         raise UnknownNameError(f"{text!r} is no NAME, NAME:PORT or [ADDRESS]:PORT")
-    port = found["port"]
     name = found["bracketed"] or found["plain"]
-    if port is None or not (port.isascii() and port.isdecimal()):
-        return name, port
-    if not 1 <= int(port) <= 65535:
-        raise UnknownNameError(f"port {port} is not from 1 to 65535")
-    return name, int(port)
+    return name, port_of(found["port"]) if found["port"] else None
+
+
+def port_of(text: str) -> int | str:
+    """A port by its number or name. Raises UnknownNameError."""
+    if not (text.isascii() and text.isdecimal()):
+        return text
+    if len(text) > 5 or not 1 <= int(text) <= 65535:
+        raise UnknownNameError(f"port {text} is not from 1 to 65535")
+    return int(text)
 
 
 def _split(text: str, namespace: str) -> tuple[str, str, str]:

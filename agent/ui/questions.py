@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from agent.cli.why import answer_json, as_address, in_the_kernel
+from agent.cli.connection import PROTOCOL_NAMES, as_address
+from agent.cli.why import answer_json, in_the_kernel
 from agent.cluster.model import NetworkPolicy, Pod, Protocol, Service
-from agent.explain.ends import takes_part
+from agent.explain.ends import port_of, takes_part
 from agent.explain.groups import grouped
 from agent.explain.matrix import Column, columns_of, matrix
 from agent.explain.plan import live_flows
@@ -35,8 +36,6 @@ Given = Mapping[str, str]
 Answer = Callable[[Live, Given], Mapping[str, Any]]
 
 MOST_CELLS = 250_000
-
-_PROTOCOLS: Mapping[str, Protocol] = {"tcp": "TCP", "udp": "UDP", "sctp": "SCTP"}
 
 
 class CannotBeAnsweredError(Exception):
@@ -143,17 +142,16 @@ def _end(live: Live, world: World, given: Given, field: str) -> End:
 
 
 def _protocol(text: str) -> Protocol:
-    if text.lower() not in _PROTOCOLS:
+    if text.lower() not in PROTOCOL_NAMES:
         raise CannotBeAnsweredError(f"policies and Services know TCP, UDP and SCTP, not {text}")
-    return _PROTOCOLS[text.lower()]
+    return PROTOCOL_NAMES[text.lower()]
 
 
 def _port(text: str) -> int | str | None:
-    if not (text.isascii() and text.isdecimal()):
-        return text or None
-    if len(text) > 5 or not 1 <= int(text) <= 65535:
-        raise CannotBeAnsweredError(f"port {text} is not from 1 to 65535")
-    return int(text)
+    try:
+        return port_of(text) if text else None
+    except UnknownNameError as error:
+        raise CannotBeAnsweredError(str(error)) from error
 
 
 def _target(column: Column) -> str:

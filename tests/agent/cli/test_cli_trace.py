@@ -226,7 +226,8 @@ def test_a_node_that_is_silent_is_noted(shop: World) -> None:
 
 
 USAGE: dict[str, tuple[Sequence[str], str]] = {
-    "manifests": (["-f", "{}", "web", "db:80"], "needs a cluster, not manifests"),
+    "manifests": (["-f", "{}", "web", "db:80"], "No such option '-f'"),
+    "a port that is none": (["web", "db:99999"], "port 99999 is not from 1 to 65535"),
     "no target": (["web"], "Missing argument"),
     "a timeout that is none": (["web", "db", "--timeout", "0"], "0.1<=x<=600"),
 }
