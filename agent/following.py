@@ -24,6 +24,7 @@ from agent.datapath import Datapath
 from agent.denials import TOGETHER_S
 from agent.flow_events import FlowEvents, Told
 from agent.nft.handles import KernelRule, rules
+from agent.sessions import Sessions
 from cni import spec, wire
 from cni.spec import CniError
 
@@ -74,7 +75,6 @@ class Session:
     def __init__(self, datapath: Datapath, flow_json: FlowJson, denied_json: DeniedJson, flows: bool) -> None:
         """Raises OSError."""
         self.id = secrets.token_hex(8)
-        self.timer: asyncio.TimerHandle | None = None
         self._datapath = datapath
         self._flow_json, self._denied_json = flow_json, denied_json
         self._lost_before = datapath.denials.lost
@@ -88,8 +88,6 @@ class Session:
         self._denials.close()
         if self._events:
             self._events.close()
-        if self.timer:
-            self.timer.cancel()
 
     async def news(self) -> dict[str, Any]:
         """What came since the last time, as much as fits into an answer; `more`: there is more.
@@ -145,15 +143,11 @@ class Following:
 
     def __init__(self, datapath: Datapath, flow_json: FlowJson, denied_json: DeniedJson) -> None:
         self._datapath, self._flow_json, self._denied_json = datapath, flow_json, denied_json
-        self._sessions: dict[str, Session] = {}
+        self._sessions = Sessions[Session](MOST_SESSIONS, EXPIRES_S)
 
     async def follow(self, body: Mapping[str, Any]) -> object:
         """Answer the call. Raises CniError."""
         session = self._sessions.get(str(body.get("session", ""))) or self._begin(bool(body.get("flows")))
-        if session.timer:
-            session.timer.cancel()
-        loop = asyncio.get_running_loop()
-        session.timer = loop.call_later(EXPIRES_S, self._end, session)
         try:
             return await session.news()
         except OSError as error:
@@ -161,12 +155,11 @@ class Following:
 
     async def unfollow(self, body: Mapping[str, Any]) -> object:
         """End a session at once."""
-        if session := self._sessions.get(str(body.get("session", ""))):
-            self._end(session)
+        self._sessions.end(str(body.get("session", "")))
         return None
 
     def _begin(self, flows: bool) -> Session:
-        if len(self._sessions) >= MOST_SESSIONS:
+        if self._sessions.full:
             raise CniError(
                 spec.TRY_AGAIN_LATER, f"{MOST_SESSIONS} follow this node already; end one of them first"
             )
@@ -174,9 +167,5 @@ class Following:
             session = Session(self._datapath, self._flow_json, self._denied_json, flows)
         except OSError as error:
             raise CniError(spec.TRY_AGAIN_LATER, f"flows cannot be followed: {error}") from error
-        self._sessions[session.id] = session
+        self._sessions.keep(session.id, session)
         return session
-
-    def _end(self, session: Session) -> None:
-        self._sessions.pop(session.id, None)
-        session.close()

@@ -34,6 +34,7 @@ from agent.nft.model import TableName
 from agent.nft.trace import Match, Step, Trace, TraceError
 from agent.pods.model import Attachment
 from agent.probe import SILENT, Attempt, Inside, Outcome, Target, inside_of, open_inside
+from agent.sessions import Sessions
 from cni import spec
 from cni.spec import CniError
 
@@ -52,7 +53,6 @@ class Session:
 
     trace: Trace
     attempt: Attempt | None = None
-    timer: asyncio.TimerHandle | None = None
     rules: dict[tuple[str, str], Mapping[int, KernelRule]] = field(default_factory=dict)
 
     def close(self) -> None:
@@ -60,8 +60,6 @@ class Session:
         self.trace.close()
         if self.attempt:
             self.attempt.close()
-        if self.timer:
-            self.timer.cancel()
 
 
 def answers(
@@ -71,26 +69,16 @@ def answers(
     node: str,
 ) -> Mapping[str, Callable[[Body], Awaitable[object]]]:
     """The four calls."""
-    sessions: dict[str, Session] = {}
-
-    def end(name: str) -> None:
-        if session := sessions.pop(name, None):
-            session.close()
+    sessions = Sessions[Session](MOST_SESSIONS, EXPIRES_S)
 
     def asked(body: Body) -> Session:
-        name = str(body.get("id", ""))
-        if name not in sessions:
+        session = sessions.get(str(body.get("id", "")))
+        if session is None:
             raise CniError(spec.FAILED, "this trace has ended: nobody asked for it for a while")
-        keep(name)
-        return sessions[name]
-
-    def keep(name: str) -> None:
-        if timer := sessions[name].timer:
-            timer.cancel()
-        sessions[name].timer = asyncio.get_running_loop().call_later(EXPIRES_S, end, name)
+        return session
 
     async def opened(body: Body) -> object:
-        if len(sessions) >= MOST_SESSIONS:
+        if sessions.full:
             raise CniError(
                 spec.TRY_AGAIN_LATER, f"{MOST_SESSIONS} packets are traced here already; ask again"
             )
@@ -103,12 +91,11 @@ def answers(
                 matches.append(Match(_NUMBERS[target.protocol], None, sport, target.address, target.port))
                 said = {"source": source, "sport": sport}
             name = secrets.token_hex(4)
-            sessions[name] = Session(Trace(name, matches), attempt)
+            sessions.keep(name, Session(Trace(name, matches), attempt))
         except (OSError, TraceError) as error:
             if attempt:
                 attempt.close()
             raise CniError(spec.FAILED, str(error)) from error
-        keep(name)
         return {"id": name, **said}
 
     async def send(body: Body) -> object:
@@ -129,7 +116,7 @@ def answers(
         }
 
     async def closed(body: Body) -> object:
-        end(str(body.get("id", "")))
+        sessions.end(str(body.get("id", "")))
         return None
 
     return {"trace.open": opened, "trace.send": send, "trace.read": read, "trace.close": closed}
