@@ -24,6 +24,7 @@ SOON = 0.3
 LIMIT = 5.0 * SLOWNESS
 """Seconds until what was applied must be in force; agents look at the lab's files every 50 ms."""
 
+POLL = 0.01
 T = TypeVar("T")
 
 
@@ -62,6 +63,14 @@ def eventually(ask: Callable[[], T], good: Callable[[T], bool], seconds: float =
         seen = ask()
         if good(seen) or time.monotonic() > deadline:
             return seen
+        time.sleep(POLL)
+
+
+def until(ask: Callable[[], T], seconds: float = LIMIT, why: str = "it is not so in time") -> T:
+    """What was seen when it was true for the first time; AssertionError when it was not in time."""
+    seen = eventually(ask, bool, seconds)
+    assert seen, why
+    return seen
 
 
 def answers(
@@ -91,7 +100,11 @@ def wait_for_frontends(lab: Lab, *names: str) -> None:
         for node in lab.nodes:
             for address in found.cluster_addresses:
                 frontends = ["nft", "list", "map", "inet", "podwall_services", f"frontends{address.version}"]
-                eventually(lambda: lab.run(node.name, frontends).stdout, lambda text: f"{address} ." in text)  # noqa: B023
+                listed = eventually(
+                    lambda: lab.run(node.name, frontends).stdout,  # noqa: B023 - called at once
+                    lambda text: f"{address} ." in text,  # noqa: B023
+                )
+                assert f"{address} ." in listed, f"{node.name} does not translate {address}"
 
 
 @dataclass(frozen=True)
