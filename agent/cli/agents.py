@@ -15,17 +15,24 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 from urllib.parse import urlencode
 
 import click
 
 from agent.cli.ask import ask
 from agent.cluster.errors import ApiError
+from agent.log import printable
 
 if TYPE_CHECKING:  # a lab needs none of it
     from agent.cluster.client import ApiClient
 
+T = TypeVar("T")
+
+NOBODY = (
+    "there is no podwall agent in the cluster: is podwall installed? "
+    "`kubectl -n kube-system get daemonset podwall`"
+)
 SELECTOR = "app.kubernetes.io/name=podwall"
 CONTAINER = "agent"
 RELAY = ("podwall", "relay")
@@ -77,6 +84,14 @@ class Agents:
         """The nodes that have an agent, sorted."""
         return sorted(self._ways)
 
+    def named(self, names: Sequence[str]) -> Sequence[str]:
+        """The nodes of these names; without any, all. Raises UsageError for one that has no agent."""
+        for name in names:
+            if name not in self._ways:
+                known = ", ".join(self.nodes) or "none"
+                raise click.UsageError(printable(f"node {name} has no podwall agent; these have: {known}"))
+        return names or self.nodes
+
     def ask(self, node: str, call: str, body: Mapping[str, object] | None = None) -> Any:
         """One agent's answer, plain data. Raises SilentError."""
         if node not in self._ways:
@@ -95,17 +110,21 @@ class Agents:
         self, call: str, body: Mapping[str, object] | None = None, nodes: Iterable[str] | None = None
     ) -> dict[str, Any | Silent]:
         """Each node's answer, asked at the same time; Silent where none came."""
-        return self.ask_each(call, dict.fromkeys(self._ways if nodes is None else nodes, body or {}))
+        return self.each(lambda node: self.ask(node, call, body), nodes)
 
     def ask_each(self, call: str, bodies: Mapping[str, Mapping[str, object]]) -> dict[str, Any | Silent]:
         """As ask_all, with a body for each node."""
-        asked = sorted(bodies)
+        return self.each(lambda node: self.ask(node, call, bodies[node]), bodies)
+
+    def each(self, told: Callable[[str], T], nodes: Iterable[str] | None = None) -> dict[str, T | Silent]:
+        """What `told` returns for each node, called at the same time; Silent where it raises SilentError."""
+        asked = sorted(self._ways if nodes is None else nodes)
         if not asked:
             return {}
 
-        def one(node: str) -> Any:
+        def one(node: str) -> T | Silent:
             try:
-                return self.ask(node, call, bodies[node])
+                return told(node)
             except SilentError as error:
                 return Silent(str(error))
 

@@ -21,9 +21,9 @@ from typing import Any
 
 import click
 
-from agent.cli.agents import Agents, SilentError
+from agent.cli.agents import NOBODY, Agents, SilentError
 from agent.cli.ask import Unreachable
-from agent.cli.cluster import Asked, cluster_options
+from agent.cli.cluster import Asked, live_cluster_options
 from agent.cli.output import Column, output_option, show, table
 from agent.cluster.model import Service
 from agent.log import printable
@@ -76,7 +76,7 @@ class Way:
     help="Of all measurements together.",
 )
 @output_option
-@cluster_options
+@live_cluster_options
 def bench(asked: Asked, output: str, duration: float, **named: str) -> None:
     """Measure how fast the network between Pods is, beside a veth pair without any rules.
 
@@ -100,7 +100,7 @@ def bench(asked: Asked, output: str, duration: float, **named: str) -> None:
     podwall bench --from node1 --to node2 --duration 30
     podwall bench -n shop --service web:80
     """
-    target = _service(asked, named["service"]) if named["service"] else None
+    target = service_of(asked, named["service"]) if named["service"] else None
     with asked.agents() as agents:
         try:
             client, server = nodes_of(agents, named["from_"], named["to"])
@@ -111,22 +111,18 @@ def bench(asked: Asked, output: str, duration: float, **named: str) -> None:
 
 
 def nodes_of(agents: Agents, client: str, server: str) -> tuple[str, str]:
-    """Where the client is, and another node's server; "" without one. Raises UsageError, SilentError."""
+    """Where the client is, and another node's server; "" without one. Raises UsageError, Unreachable."""
     nodes = agents.nodes
     if not nodes:
-        raise click.UsageError("nothing can be measured in manifests: ask a cluster or the lab")
-    for each in filter(None, (client, server)):
-        if each not in nodes:
-            raise click.UsageError(
-                printable(f"node {each} has no podwall agent; there are {', '.join(nodes)}")
-            )
+        raise Unreachable(NOBODY)
+    agents.named([each for each in (client, server) if each])
     client = client or next(node for node in nodes if node != server or len(nodes) == 1)
     if client == server:
         raise click.UsageError("--from and --to are the same node: Pods of one node are measured anyway")
     return client, server or next((node for node in nodes if node != client), "")
 
 
-def _service(asked: Asked, text: str) -> tuple[str, str, int]:
+def service_of(asked: Asked, text: str) -> tuple[str, str, int]:
     """The Service's name, ClusterIP and port. Raises UsageError."""
     name, _, port = text.rpartition(":")
     if not name or not port.isdecimal():

@@ -35,7 +35,7 @@ import click
 
 from agent.cli.agents import SELECTOR, Agents, SilentError
 from agent.cli.ask import Unreachable
-from agent.cli.cluster import Asked, cluster_options
+from agent.cli.cluster import Asked, live_cluster_options
 from agent.cli.signals import handled
 from agent.cluster.client import ApiClient
 from agent.cluster.errors import ApiError
@@ -102,7 +102,7 @@ before you give it to others.
     type=click.Path(dir_okay=False, path_type=Path),
     help="The archive; else podwall-bugreport-TIME.tar.gz here.",
 )
-@cluster_options
+@live_cluster_options
 def bugreport(asked: Asked, target: Path | None) -> None:
     """Gather everything that helps to find a fault into one archive, without secrets.
 
@@ -114,8 +114,6 @@ def bugreport(asked: Asked, target: Path | None) -> None:
     Nothing else is written, here or in the cluster, also when it is interrupted. What cannot be read is named
     in the archive, and the rest is there.
     """
-    if not asked.live:
-        raise click.UsageError("manifests have no nodes to report on: leave out -f")
     target = target or Path(time.strftime("podwall-bugreport-%Y%m%d-%H%M%S.tar.gz"))
     with asked.agents() as agents, _archive(target) as archive:
         gather(asked, agents, archive)

@@ -41,7 +41,9 @@ KUBE_PROXY = "/apis/apps/v1/namespaces/kube-system/daemonsets/kube-proxy"
 
 
 @click.command("doctor")
-@click.option("--node", "only", multiple=True, metavar="NODE", help="Only these nodes; may be given often.")
+@click.option(
+    "--node", "only", multiple=True, metavar="NODE", help="Only this node; may be given several times."
+)
 @click.option("--here", is_flag=True, help="This machine alone, also without a running agent.")
 @click.option(
     "--config",
@@ -110,10 +112,10 @@ def _on(names: list[str]) -> str:
 def examine(asked: Asked, only: tuple[str, ...] = ()) -> tuple[tuple[Finding, ...], list[str]]:
     """The findings of a cluster, and the nodes that were looked at. Raises Unreachable, UsageError."""
     with asked.agents() as agents, ThreadPoolExecutor(2) as threads:
-        _known(only, agents)
+        nodes = agents.named(only)
         kube_proxy = threads.submit(_kube_proxy, asked)
         snapshot = threads.submit(asked.snapshot)
-        answers, asked_at = _facts(agents, only)
+        answers, asked_at = _facts(agents, nodes)
         silent = {name: each.why for name, each in answers.items() if isinstance(each, Silent)}
         facts = {name: each for name, each in answers.items() if not isinstance(each, Silent)}
         cluster = Cluster(snapshot.result(), kube_proxy.result(), silent, asked_at)
@@ -121,32 +123,18 @@ def examine(asked: Asked, only: tuple[str, ...] = ()) -> tuple[tuple[Finding, ..
     return tuple(each for each in found if not only or each.node in ("", *only)), sorted(answers)
 
 
-def _known(only: tuple[str, ...], agents: Agents) -> None:
-    for name in only:
-        if name not in agents.nodes:
-            known = ", ".join(agents.nodes) or "none"
-            raise click.UsageError(f"node {name} has no podwall agent; these have: {known}")
-
-
-def _facts(agents: Agents, only: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, tuple[float, float]]]:
+def _facts(agents: Agents, nodes: Iterable[str]) -> tuple[dict[str, Any], dict[str, tuple[float, float]]]:
     """Each node's facts, and between which moments of our clock they were told."""
     asked_at: dict[str, tuple[float, float]] = {}
 
     def one(node: str) -> Any:
-        try:
-            agents.ask(node, "status")  # calls the agent, so that only the question itself is timed
-            began = time.time()
-            answer = agents.ask(node, "doctor")
-        except SilentError as error:
-            return Silent(str(error))
+        agents.ask(node, "status")  # calls the agent, so that only the question itself is timed
+        began = time.time()
+        answer = agents.ask(node, "doctor")
         asked_at[node] = (began, time.time())
         return answer
 
-    names = list(only) or agents.nodes
-    if not names:
-        return {}, {}
-    with ThreadPoolExecutor(min(len(names), 32)) as threads:
-        return dict(zip(names, threads.map(one, names), strict=True)), asked_at
+    return agents.each(one, nodes), asked_at
 
 
 def _kube_proxy(asked: Asked) -> bool | None:

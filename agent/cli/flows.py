@@ -15,16 +15,16 @@ import re
 import select
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
 import click
 
-from agent.cli.agents import Agents, Silent
+from agent.cli.agents import NOBODY, Agents, Silent
 from agent.cli.ask import Unreachable
-from agent.cli.cluster import Asked, cluster_options
+from agent.cli.cluster import Asked, live_cluster_options
 from agent.cli.follower import Follower, Wanted, in_order
 from agent.cli.output import GAP, Column, output_option, say, show, table
 from agent.explain.observed import Event, Names, Seen, denial, flow, join
@@ -46,7 +46,7 @@ _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 @click.option("--last", type=click.IntRange(min=1), metavar="N", help="The last N alone.")
 @click.option("--since", metavar="AGE|TIME", default="", help="Such as 30s, 5m, 2h, or an RFC 3339 time.")
 @output_option
-@cluster_options
+@live_cluster_options
 def flows(asked: Asked, output: str, follow: bool, denied: bool, allowed: bool, **options: Any) -> None:
     """Show who connects to whom, by which Service, and who was denied by which policies.
 
@@ -60,8 +60,6 @@ def flows(asked: Asked, output: str, follow: bool, denied: bool, allowed: bool, 
     podwall flows --follow --pod shop/web
     podwall flows --service shop/api -o json
     """
-    if not asked.live:
-        raise click.UsageError("flows are the agents' to tell, not manifests': leave -f away")
     both = denied == allowed
     wanted = Wanted(
         denied or both,
@@ -71,25 +69,21 @@ def flows(asked: Asked, output: str, follow: bool, denied: bool, allowed: bool, 
         since(options["since"], time.time()),
     )
     with asked.agents() as agents:
-        nodes = _nodes(agents, options["node"])
+        nodes = agents.named(options["node"])
+        if not nodes:
+            raise Unreachable(NOBODY)
         if not follow:
             _say_all(_Listing(asked, agents, nodes, wanted), output, options["last"])
             return
-        say_now = _Stream(output)
         follower = Follower(agents, nodes, asked, wanted)
         click.echo(f"following {', '.join(nodes)}; Ctrl-C ends it", err=True)
-        try:
-            if options["last"] or options["since"]:
-                old = _Listing(asked, agents, nodes, wanted)
-                say_now.events(each for each in old.events[-(options["last"] or 0) :] if each.time)
-            _follow(follower, say_now)
-        except KeyboardInterrupt:
-            pass
-        except BrokenPipeError:
-            _forget_output()
-        finally:
-            with suppress(KeyboardInterrupt):
-                follower.close()
+
+        def old() -> list[Event]:
+            if not (options["last"] or options["since"]):
+                return []
+            return _Listing(asked, agents, nodes, wanted).events[-(options["last"] or 0) :]
+
+        _say_on(follower, _Stream(output), old)
 
 
 def since(text: str, now: float) -> float:
@@ -111,15 +105,6 @@ def since(text: str, now: float) -> float:
 
 def _full_name(text: str, namespace: str) -> str:
     return text if "/" in text or not text else f"{namespace}/{text}"
-
-
-def _nodes(agents: Agents, named: Sequence[str]) -> Sequence[str]:
-    unknown = set(named) - set(agents.nodes)
-    if unknown:
-        known = ", ".join(agents.nodes) or "none"
-        missing = ", ".join(map(printable, sorted(unknown)))
-        raise click.UsageError(f"no agent on {missing}; there are: {known}")
-    return named or agents.nodes
 
 
 # What there is now
@@ -279,6 +264,20 @@ class _Stream:
             say(GAP.join(each.title.ljust(WIDTHS.get(each.title, 0)) for each in shown).rstrip())
         cells = (str(each.value(event) or "-").ljust(WIDTHS.get(each.title, 0)) for each in shown)
         say(GAP.join(map(printable, cells)).rstrip())
+
+
+def _say_on(follower: Follower, stream: _Stream, old: Callable[[], Iterable[Event]]) -> None:
+    """What there was, then what comes, until interrupted."""
+    try:
+        stream.events(each for each in old() if each.time)
+        _follow(follower, stream)
+    except KeyboardInterrupt:
+        pass
+    except BrokenPipeError:
+        _forget_output()
+    finally:
+        with suppress(KeyboardInterrupt):
+            follower.close()
 
 
 def _follow(follower: Follower, stream: _Stream) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agent.cli.agents import Agents, Silent
+from agent.cli.agents import NOBODY, Agents, Silent
 from agent.cli.ask import Unreachable
 from agent.cli.cluster import Asked
 from agent.explain.observed import Event, Names, Seen, Wire, denial, flow, join
@@ -76,7 +76,7 @@ class Follower:
         self._named_at = 0.0
         self._first: tuple[float, list[dict[str, Any]]] | None = self._news()
         if not self._sessions:
-            raise Unreachable("; ".join(self._silent.values()) or "there is no agent to be asked")
+            raise Unreachable("; ".join(self._silent.values()) or NOBODY)
 
     def close(self) -> None:
         """Let the agents keep nothing more for it."""

@@ -9,13 +9,12 @@ node's (Pods, addresses) stays as it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import click
 
-from agent.cli.agents import Agents, Silent, SilentError
+from agent.cli.agents import NOBODY, Agents, Silent
 from agent.cli.ask import Unreachable
 from agent.cli.cluster import Asked, live_cluster_options
 from agent.cli.get_tables import TABLES, Item
@@ -23,7 +22,6 @@ from agent.cli.output import NEGATIVE, Coloured, output_option, show
 from agent.log import printable
 
 MOST_PAGES = 200
-MOST_AT_ONCE = 32
 NAMES = {
     "pods": ("pod", "po"),
     "services": ("service", "svc"),
@@ -125,8 +123,7 @@ class Held:
 
     def nobody(self) -> str:
         """Why nothing at all was said."""
-        said = "; ".join(sorted(set(self.silent.values())))
-        return said or "there is no podwall agent in the cluster: is podwall installed?"
+        return "; ".join(sorted(set(self.silent.values()))) or NOBODY
 
     def gaps(self) -> Iterator[Coloured]:
         """What is not in the answer, for a person."""
@@ -140,23 +137,18 @@ def collected(agents: Agents, what: str, namespace: str, name: str) -> Held:
     """Ask all agents at the same time, each page by page."""
     asked = {"what": what, "namespace": namespace, "name": name if what in NAMESPACED else ""}
 
-    def whole(node: str) -> tuple[list[Item], bool] | Silent:
+    def whole(node: str) -> tuple[list[Item], bool]:
         items: list[Item] = []
         after: Sequence[str] | None = []
         for _ in range(MOST_PAGES):
-            try:
-                page = agents.ask(node, "held", {**asked, "after": after})
-            except SilentError as error:
-                return Silent(str(error))
+            page = agents.ask(node, "held", {**asked, "after": after})
             items += page["items"]
             after = page["next"]
             if after is None:
                 return items, False
         return items, True
 
-    nodes = list(agents.nodes)
-    with ThreadPoolExecutor(max(1, min(len(nodes), MOST_AT_ONCE))) as threads:
-        answers = dict(zip(nodes, threads.map(whole, nodes), strict=True))
+    answers = agents.each(whole)
     there = {node: each for node, each in answers.items() if not isinstance(each, Silent)}
     return Held(
         items={node: items for node, (items, _) in there.items()},

@@ -13,9 +13,10 @@ from typing import Any, Self, cast
 import click
 
 from agent.cli import one_node
-from agent.cli.agents import Agents, Silent
+from agent.cli.agents import NOBODY, Agents, Silent
 from agent.cli.ask import CANNOT_REACH, Unreachable, ask
 from agent.cli.cluster import Asked, live_cluster_options
+from agent.cli.get_tables import ENDLESS
 from agent.cli.output import NEGATIVE, Coloured, Column, age, output_option, show, table
 from agent.cli.verdict import Health, Verdict, judge
 from agent.log import printable
@@ -28,9 +29,6 @@ FRESH_S = 15.0
 
 MOST_SAID = 30
 """Findings, and remarks, that a person is told at once."""
-
-ENDLESS = 1 << 20
-"""A range of so many addresses is never used up, and its size tells nobody anything."""
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|h)?")
 _SECONDS = {None: 1, "s": 1, "m": 60, "h": 3600}
@@ -55,10 +53,7 @@ class Found:
         with ThreadPoolExecutor(1) as beside:
             nodes = beside.submit(cluster)
             if not agents.nodes:
-                raise Unreachable(
-                    "there is no podwall agent in the cluster: is podwall installed? "
-                    "`kubectl -n kube-system get daemonset podwall`"
-                )
+                raise Unreachable(NOBODY)
             healths = agents.ask_all("health")
             unlike = [
                 node for node, each in healths.items() if isinstance(each, Silent) and OLDER in each.why

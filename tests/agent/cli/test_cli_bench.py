@@ -11,7 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from agent.cli.agents import Agents, SilentError
-from agent.cli.bench import LEAST_ROUNDS, Way, content, lines, measured, nodes_of
+from agent.cli.ask import Unreachable
+from agent.cli.bench import LEAST_ROUNDS, Way, content, lines, measured, nodes_of, service_of
+from agent.cli.cluster import Asked
 from agent.cli.main import main
 
 SERVER = {"node1": "10.244.1.9", "node2": "10.244.2.9"}
@@ -143,7 +145,7 @@ def test_which_nodes(case: str) -> None:
 
 
 WRONG = {
-    "unknown": (("node7", ""), "node node7 has no podwall agent; there are node1, node2"),
+    "unknown": (("node7", ""), "node node7 has no podwall agent; these have: node1, node2"),
     "the same": (("node1", "node1"), "--from and --to are the same node"),
 }
 
@@ -158,19 +160,22 @@ def test_nodes_that_cannot_be(case: str) -> None:
         nodes_of(agents, *named)
 
 
-USAGE = {
-    "manifests have no agents": ([], "nothing can be measured in manifests"),
-    "no port": (["--service", "web"], "such as web:80"),
-    "unknown Service": (["--service", "web:80"], "there is no Service default/web"),
-}
+def test_a_cluster_without_agents_is_said_to_be_one() -> None:
+    with Agents({}) as agents, pytest.raises(Unreachable, match="is podwall installed"):
+        nodes_of(agents, "", "")
 
 
-@pytest.mark.parametrize("case", USAGE)
-def test_usage(tmp_path: Path, case: str) -> None:
+def test_manifests_cannot_be_measured(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["bench", "-f", str(tmp_path)])
+    assert (done.exit_code, "No such option '-f'" in done.output) == (2, True)
+
+
+SERVICES = {"web": "such as web:80", "web:80": "there is no Service default/web"}
+
+
+@pytest.mark.parametrize("text", SERVICES)
+def test_a_service_that_cannot_be_asked(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.yaml").write_text("apiVersion: v1\nkind: Namespace\nmetadata: {name: default}\n")
-    arguments, why = USAGE[case]
-
-    done = CliRunner().invoke(main, ["bench", "-f", str(tmp_path), *arguments])
-
-    assert done.exit_code == 2
-    assert why in done.output
+    asked = Asked((tmp_path,), lab=False, kubeconfig=None, context="", namespace="default")
+    with pytest.raises(click.UsageError, match=SERVICES[text]):
+        service_of(asked, text)

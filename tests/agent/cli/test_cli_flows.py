@@ -195,4 +195,10 @@ def test_what_is_neither_is_said(text: str) -> None:
 
 def test_manifests_have_no_flows(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["flows", "-f", str(tmp_path)])
-    assert (done.exit_code, "leave -f away" in done.output) == (2, True)
+    assert (done.exit_code, "No such option '-f'" in done.output) == (2, True)
+
+
+def test_a_cluster_without_agents_is_not_a_quiet_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Asked, "agents", lambda _: Agents({}))
+    done = CliRunner().invoke(main, ["flows"])
+    assert (done.exit_code, "is podwall installed?" in done.output) == (3, True)
