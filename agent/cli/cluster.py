@@ -185,13 +185,13 @@ def _of_files(files: tuple[Path, ...], tell: Callable[[str], None]) -> tuple[Sna
     found = _manifests(files, tell)
     if any(isinstance(item, Pod) and item.ips for item in found.objects):
         return snapshot_of(found.objects), found.places
-    from agent.cli.imagined import NOTE, imagined, is_unapplied  # noqa: PLC0415 - only this way needs it
+    from agent.cli.unapplied import NOTE, applied, is_unapplied  # noqa: PLC0415 - only this way needs it
     from lab.objects import ManifestError  # noqa: PLC0415
 
     if not is_unapplied(found.documents):
         return snapshot_of(found.objects), found.places
     try:
-        objects = imagined(found.documents)
+        objects = applied(found.documents)
     except ManifestError as error:
         tell(f"no Pod of these files has an address, and they cannot be applied: {error}")
         return snapshot_of(found.objects), found.places

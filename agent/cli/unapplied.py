@@ -1,8 +1,9 @@
-"""What manifests that nobody has applied yet would come to: Pods, ready, with addresses, on two nodes. Pure.
+"""Manifests that nobody has applied yet, as if they were: Pods, ready, with addresses, on two nodes. Pure.
 
     Deployments, Pods, Services --the lab's controllers--> Pods with nodes and statuses, ClusterIPs, slices
 
-So a command can be asked about files that are still to be applied, as about a cluster.
+So a command can be asked about files that are still to be applied, as about a cluster. Of manifests that hold
+addresses, as `kubectl get -o yaml` prints them, only what they leave open is made up: agent.explain.imagined.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def is_unapplied(documents: Iterable[Document]) -> bool:
     return bool(of) and not any((each.body.get("status") or {}).get("podIPs") for each in of)
 
 
-def imagined(documents: Iterable[Document]) -> list[Object]:
+def applied(documents: Iterable[Document]) -> list[Object]:
     """The objects of a cluster to which these documents were applied. Raises ManifestError."""
     given = [check(dict(each.body), str(each.place)) for each in documents]
     there = {each["metadata"]["name"] for each in given if each["kind"] == "Namespace"}
