@@ -278,8 +278,8 @@ class Agent:
         )
         return {
             **asked.answers(self.datapath),
-            **self._probes(),
-            **self._traces(),
+            **probe.answers(self._inside),
+            **trace.answers(self.datapath, self._inside),
             **held.answers(holdings),
             **proofs.answers(subject),
             **doctor.answers(self._known),
@@ -329,21 +329,14 @@ class Agent:
         self.datapath.resync()
         self.services.resync()
 
-    def _probes(self) -> Mapping[str, asked.Answer]:
-        """Connections tried from inside of this node's Pods."""
-        return probe.answers(
-            self.attachments.current.values,
-            lambda *key: self.datapath.store.snapshot.pods.get(key),
-            self.config.node_name,
-        )
-
-    def _traces(self) -> Mapping[str, asked.Answer]:
-        """Packets followed through this node's rules."""
-        return trace.answers(
-            self.datapath,
-            self.attachments.current.values,
-            lambda *key: self.datapath.store.snapshot.pods.get(key),
-            self.config.node_name,
+    def _inside(self, namespace: str, name: str) -> probe.Inside | str | None:
+        """From where connections of a Pod are tried and traced."""
+        return probe.inside_of(
+            namespace,
+            name,
+            attachments=self.attachments.current.values(),
+            pods=self.datapath.store.snapshot.pods,
+            node=self.config.node_name,
         )
 
     def _listen(self) -> http.Server | None:

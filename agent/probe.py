@@ -97,18 +97,17 @@ class Question:
     targets: tuple[Target, ...]
 
 
-def answers(
-    attachments: Callable[[], Iterable[Attachment]], find_pod: Callable[[str, str], Pod | None], node: str
-) -> Mapping[str, Callable[[Body], Awaitable[object]]]:
+FindInside = Callable[[str, str], Inside | str | None]
+"""Where the network namespace of a Pod is, by its namespace and name; see `inside_of`."""
+
+
+def answers(find_inside: FindInside) -> Mapping[str, Callable[[Body], Awaitable[object]]]:
     """The call `probe`; one question is answered at a time, so that descriptors are bounded."""
     turn = asyncio.Lock()
 
     async def probe(body: Body) -> object:
         asked, quiet_s = read(body)
-        questions = [
-            Question(inside_of(namespace, name, attachments(), find_pod, node), targets)
-            for namespace, name, targets in asked
-        ]
+        questions = [Question(find_inside(namespace, name), targets) for namespace, name, targets in asked]
         try:
             async with asyncio.timeout(TURN_S):
                 await turn.acquire()
@@ -150,15 +149,16 @@ def _targets(said: Iterable[Sequence[Any]]) -> tuple[Target, ...]:
 def inside_of(
     namespace: str,
     name: str,
+    *,
     attachments: Iterable[Attachment],
-    find_pod: Callable[[str, str], Pod | None],
+    pods: Mapping[tuple[str, str], Pod],
     node: str,
 ) -> Inside | str | None:
     """Where a Pod's network namespace is; None: it is the node's own, a text: why that is not known."""
     own = [each for each in attachments if (each.namespace, each.pod) == (namespace, name)]
     if own:  # the newest, where an old sandbox of the same Pod is still there
         return Inside(_below_run(Path(own[-1].netns)), own[-1].ifname, own[-1].mac)
-    pod = find_pod(namespace, name)
+    pod = pods.get((namespace, name))
     if pod is not None and pod.host_network and pod.node == node and not pod.finished:
         return None
     return f"Pod {namespace}/{name} is not on the network of {node}"

@@ -25,15 +25,14 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any
 
-from agent.cluster.model import IPAddress, Pod
+from agent.cluster.model import IPAddress
 from agent.datapath import Datapath
 from agent.denials import link_name
 from agent.headers import PROTOCOL_NAMES, Headers
 from agent.nft.handles import KernelRule, rules
 from agent.nft.model import TableName
 from agent.nft.trace import Match, Step, Trace, TraceError
-from agent.pods.model import Attachment
-from agent.probe import SILENT, Attempt, Inside, Outcome, Target, inside_of, open_inside
+from agent.probe import SILENT, Attempt, FindInside, Inside, Outcome, Target, open_inside
 from agent.sessions import Sessions
 from cni import spec
 from cni.spec import CniError
@@ -62,12 +61,7 @@ class Session:
             self.attempt.close()
 
 
-def answers(
-    datapath: Datapath,
-    attachments: Callable[[], Iterable[Attachment]],
-    find_pod: Callable[[str, str], Pod | None],
-    node: str,
-) -> Mapping[str, Callable[[Body], Awaitable[object]]]:
+def answers(datapath: Datapath, find_inside: FindInside) -> Mapping[str, Callable[[Body], Awaitable[object]]]:
     """The four calls."""
     sessions = Sessions[Session](MOST_SESSIONS, EXPIRES_S)
 
@@ -82,7 +76,7 @@ def answers(
             raise CniError(
                 spec.TRY_AGAIN_LATER, f"{MOST_SESSIONS} packets are traced here already; ask again"
             )
-        matches, target, inside = _question(body, attachments, find_pod, node)
+        matches, target, inside = _question(body, find_inside)
         attempt = Attempt(target) if target else None
         said: dict[str, Any] = {}
         try:
@@ -125,12 +119,7 @@ def answers(
 # The question
 
 
-def _question(
-    body: Body,
-    attachments: Callable[[], Iterable[Attachment]],
-    find_pod: Callable[[str, str], Pod | None],
-    node: str,
-) -> tuple[list[Match], Target | None, Inside | None]:
+def _question(body: Body, find_inside: FindInside) -> tuple[list[Match], Target | None, Inside | None]:
     """Which packets, what to connect to, and from inside of what. Raises CniError."""
     try:
         matches = [_match(each) for each in list(body.get("matches", ()))[:MOST_MATCHES]]
@@ -145,7 +134,7 @@ def _question(
         raise CniError(spec.DECODING_FAILURE, f"this names no packet to follow: {error!r}") from error
     if not name:
         return matches, target, None
-    inside = inside_of(namespace, name, attachments(), find_pod, node)
+    inside = find_inside(namespace, name)
     if isinstance(inside, str):
         raise CniError(spec.FAILED, inside)
     return matches, target, inside

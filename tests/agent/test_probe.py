@@ -8,7 +8,8 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import pytest
 from agent import probe
 from agent.cluster.model import Pod
 from agent.pods.model import Attachment
-from agent.probe import Inside, Question, Target
+from agent.probe import Inside, Question, Target, inside_of
 from cni.spec import CniError
 from lab import netns, processes
 from lab.probe import has_sctp
@@ -223,11 +224,15 @@ def attachment(inside: Inside, **changes: Any) -> Attachment:
 NODE_POD = Pod("shop", "agent", node="node-1", host_network=True, phase="Running")
 
 
+def call_of(inside: Inside, pods: Mapping[tuple[str, str], Pod]) -> Callable[[probe.Body], Awaitable[object]]:
+    attachments = [attachment(inside)]
+    return probe.answers(partial(inside_of, attachments=attachments, pods=pods, node="node-1"))["probe"]
+
+
 def asked(inside: Inside, *names: str, target: tuple[str, int] = ("10.9.0.2", 80), **body: Any) -> Any:
     """The answer of a node with the Pods shop/web and shop/agent."""
     pods = [{"namespace": "shop", "name": name, "targets": [[*target, "TCP"]]} for name in names]
-    stored = {NODE_POD.key: NODE_POD}
-    call = probe.answers(lambda: [attachment(inside)], lambda *key: stored.get(key), "node-1")["probe"]
+    call = call_of(inside, {NODE_POD.key: NODE_POD})
     return asyncio.run(call({"pods": pods, "quiet_s": QUIET_S, **body}))  # type: ignore[arg-type]
 
 
@@ -270,7 +275,7 @@ def test_the_agent_goes_on_while_nobody_answers(pod: Inside) -> None:
     """The event loop is never held up, and questions take turns."""
 
     async def both() -> float:
-        call = probe.answers(lambda: [attachment(pod)], lambda *_: None, "node-1")["probe"]
+        call = call_of(pod, {})
         body = {
             "pods": [{"namespace": "shop", "name": "web", "targets": [["10.9.0.2", 81, "TCP"]] * 300}],
             "quiet_s": QUIET_S,

@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ import pytest
 from agent import trace
 from agent.datapath import Datapath
 from agent.nft.trace import Match, Trace, TraceError
+from agent.probe import inside_of
 from cni.spec import CniError
 from lab import netns
 from lab.limits import SLOWNESS
@@ -169,7 +171,7 @@ def inside(place: Path, body: Callable[[Mapping[str, Any]], Any]) -> None:
     """Run with the calls' answers, in the namespace."""
 
     def run() -> None:
-        calls = trace.answers(DATAPATH, list, lambda *_: None, "node1")
+        calls = trace.answers(DATAPATH, partial(inside_of, attachments=[], pods={}, node="node1"))
         asyncio.run(body(calls))
 
     netns.run(place, run)
