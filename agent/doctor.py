@@ -27,7 +27,7 @@ from importlib.metadata import version
 from ipaddress import ip_address
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from agent import features, kube_proxy, node
 from agent.cluster.client import ApiClient
@@ -73,6 +73,7 @@ API_LIMIT_S = 5.0
 _IFINFO_ANY = bytes(16)
 _NEIGHBOURS = struct.Struct("=BxxxiHBB")
 _NEIGHBOUR_STATE = 8
+_Answer = TypeVar("_Answer")
 _CONFIGURATIONS = (".conf", ".conflist", ".json")
 _LIBNFTABLES = re.compile(r"^Package: libnftables1\n(?:.+\n)*?Version: (\S+)", re.MULTILINE)
 
@@ -180,7 +181,7 @@ def _sysctls(known: Known) -> list[dict[str, str | None]]:
     """The settings that are not as podwall needs them."""
     config, link = known.config, _uplink(known)
     families = {cidr.version for cidr in known.pod_cidrs} or {4}
-    current = {path: value for path in node.relevant(link.name) if (value := _read(config.sysctl_dir / path))}
+    current = node.current_settings(link.name, config.sysctl_dir)
     wrong = node.missing(link.name, config.mode, families, current)
     return [{**asdict(each), "command": each.command, "found": current.get(each.path)} for each in wrong]
 
@@ -218,7 +219,7 @@ def _neighbours(sysctl: Path) -> list[dict[str, int]]:
     found = []
     with Rtnetlink() as kernel:
         for family, name in ((socket.AF_INET, "ipv4"), (socket.AF_INET6, "ipv6")):
-            most = _read(sysctl / f"net/{name}/neigh/default/gc_thresh3")
+            most = node.read(sysctl / f"net/{name}/neigh/default/gc_thresh3")
             if most is None:  # only the first network namespace has it
                 continue
             listed = kernel.listing(RTM_GETNEIGH, _NEIGHBOURS.pack(family, 0, 0, 0, 0))
@@ -230,13 +231,6 @@ def _neighbours(sysctl: Path) -> list[dict[str, int]]:
 
 def _numbers(directory: Path, **names: str) -> dict[str, int]:
     return {key: int((directory / name).read_text()) for key, name in names.items()}
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return None
 
 
 # Other networks on the node
@@ -279,7 +273,7 @@ def _filters(known: Known) -> dict[str, Any]:
         {"family": c.family, "table": c.table, "chain": c.name, "hook": c.hook, "how": how}
         for c, how in islice(dropping(rules), MOST_CHAINS)
     ]
-    legacy = [name for name, place in LEGACY.items() if "filter" in (_read(place) or "").split()]
+    legacy = [name for name, place in LEGACY.items() if "filter" in (node.read(place) or "").split()]
     return {"drops": drops, "plugins": left_behind(rules), "legacy": legacy}
 
 
@@ -294,33 +288,27 @@ def _listed() -> list[Link]:
 def _uplink(known: Known) -> Link:
     """The link that leads to other nodes: the one with the Node's address, else the default route's."""
     addresses = known.own.internal_ips if known.own else tuple(own_addresses())
-
-    async def find() -> str:
-        routes = RouteKernel(known.config.sysctl_dir)
-        try:
-            return (await routes.uplink(addresses)).name
-        finally:
-            await routes.close()
-
-    try:
-        name = asyncio.run(find())
-    except RouteError as error:
-        raise OSError(str(error)) from error
-    return next(link for link in _listed() if link.name == name)
+    uplink = _asked(RouteKernel(known.config.sysctl_dir), lambda kernel: kernel.uplink(addresses))
+    return next(link for link in _listed() if link.name == uplink.name)
 
 
 def routed() -> tuple[IPNetwork, ...]:
     """The ranges of Pods that podwall's routes on this machine lead to. Raises OSError."""
+    present = _asked(RouteKernel(), lambda kernel: kernel.read())
+    return tuple(route.destination for route in present.routes)
 
-    async def read() -> tuple[IPNetwork, ...]:
-        routes = RouteKernel()
+
+def _asked(routes: RouteKernel, question: Callable[[RouteKernel], Awaitable[_Answer]]) -> _Answer:
+    """The answer to one question about routes. Raises OSError."""
+
+    async def ask() -> _Answer:
         try:
-            return tuple(route.destination for route in (await routes.read()).routes)
+            return await question(routes)
         finally:
             await routes.close()
 
     try:
-        return asyncio.run(read())
+        return asyncio.run(ask())
     except RouteError as error:
         raise OSError(str(error)) from error
 

@@ -199,11 +199,8 @@ def _conntrack() -> str:
 def _vxlan() -> str:
     """Why no VXLAN device can be made; the kernel is asked for one without number, which it refuses."""
     try:
-        kernel = Rtnetlink()
-        try:
+        with Rtnetlink() as kernel:
             kernel.ask(new_device("podwall-probe", "vxlan", 1280))
-        finally:
-            kernel.close()
     except RtnetlinkError as error:
         return "" if error.errno == errno.EINVAL else str(error.strerror)
     return ""

@@ -154,7 +154,7 @@ def settle(
 ) -> tuple[tuple[Sysctl, ...], tuple[SysctlProblem, ...]]:
     """Make the kernel's settings as podwall needs them; return what was changed, and what could not be."""
     families = tuple(families)
-    current = {path: value for path in relevant(uplink) if (value := _read(root / path)) is not None}
+    current = current_settings(uplink, root)
     done: list[Sysctl] = []
     problems: list[SysctlProblem] = []
     for sysctl in missing(uplink, mode, families, current):
@@ -166,7 +166,13 @@ def settle(
     return tuple(done), tuple(problems)
 
 
-def _read(path: Path) -> str | None:
+def current_settings(uplink: str, root: Path) -> dict[str, str]:
+    """The settings that `missing` looks at, as far as this kernel has them."""
+    return {path: value for path in relevant(uplink) if (value := read(root / path)) is not None}
+
+
+def read(path: Path) -> str | None:
+    """The one line of a setting; None where it cannot be read."""
     try:
         return path.read_text().strip()
     except OSError:
@@ -181,7 +187,7 @@ def _write(path: Path, value: str) -> str:
         return "there is no such setting"
     except OSError as error:
         return "/proc/sys is mounted read-only" if error.errno == errno.EROFS else str(error.strerror)
-    found = _read(path)
+    found = read(path)
     return "" if found == value else f"the kernel keeps {found}"
 
 
