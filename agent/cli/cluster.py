@@ -37,6 +37,25 @@ if TYPE_CHECKING:  # importing these takes longer than a command's help may
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_NAMESPACE = "default"
+FILES = "a file or a directory; may be given several times."
+"""What help says of an option that takes manifests."""
+
+namespace_option = click.option(
+    "-n",
+    "--namespace",
+    default=DEFAULT_NAMESPACE,
+    show_default=True,
+    help="The namespace of names that say none.",
+)
+context_option = click.option("--context", default="", help="The kubeconfig's context; else its current one.")
+kubeconfig_option = click.option(
+    "--kubeconfig",
+    type=click.Path(path_type=Path),
+    help="The kubeconfig; else KUBECONFIG, or ~/.kube/config.",
+)
+lab_option = click.option(
+    "--lab", is_flag=True, help="Ask the lab of this machine, also where there is a kubeconfig."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +141,12 @@ class Asked:
 
 def cluster_options(command: F) -> F:
     """The options that say which cluster; the command gets them as one `asked`."""
-    return _with_options(command, "-f", "--filename", ask="Ask manifests, with statuses.")
+    return _with_options(command, "-f", "--filename")
 
 
 def cluster_options_from(command: F) -> F:
     """The same for a command whose -f is something else: manifests to ask are --from."""
-    return _with_options(command, "--from", ask="Ask manifests, with statuses, instead of a cluster.")
+    return _with_options(command, "--from")
 
 
 def live_cluster_options(command: F) -> F:
@@ -135,8 +154,7 @@ def live_cluster_options(command: F) -> F:
     return _with_options(command)
 
 
-def _with_options(command: F, *flags: str, ask: str = "") -> F:
-
+def _with_options(command: F, *flags: str) -> F:
     @functools.wraps(command)
     def gathered(
         lab: bool,
@@ -148,15 +166,15 @@ def _with_options(command: F, *flags: str, ask: str = "") -> F:
     ) -> Any:
         return command(asked=Asked(asked_files, lab, kubeconfig, context, namespace), **others)
 
-    file = click.Path(exists=True, path_type=Path)
-    for option in (
-        click.option("-n", "--namespace", default=DEFAULT_NAMESPACE, help="Of names that say none."),
-        click.option("--context", default="", help="The kubeconfig's context."),
-        click.option("--kubeconfig", type=click.Path(path_type=Path), help="The kubeconfig."),
-        click.option("--lab", is_flag=True, help="Ask the lab of this machine."),
-        *([click.option(*flags, "asked_files", type=file, multiple=True, help=ask)] if flags else []),
-    ):
-        gathered = option(gathered)
+    gathered = lab_option(kubeconfig_option(context_option(namespace_option(gathered))))
+    if flags:
+        gathered = click.option(
+            *flags,
+            "asked_files",
+            type=click.Path(exists=True, path_type=Path),
+            multiple=True,
+            help=f"Ask manifests instead of a cluster: {FILES}",
+        )(gathered)
     return gathered  # type: ignore[return-value]  # the same command with other parameters
 
 

@@ -20,7 +20,7 @@ from urllib.parse import quote, urlencode
 import click
 
 from agent.cli.ask import Unreachable
-from agent.cli.cluster import Asked
+from agent.cli.cluster import Asked, context_option, kubeconfig_option
 from agent.cli.manifest import (
     INSTALL,
     UNINSTALL,
@@ -65,24 +65,27 @@ NETWORKS = {
 
 
 def api_options(command: F) -> F:
-    """The options that say which API server."""
+    """The options that say which API server, and how long to wait for it."""
     limit = click.option(
         "--timeout",
         "limit_s",
         type=click.FloatRange(min=1),
+        metavar="SECONDS",
         default=180.0,
         show_default=True,
-        help="Seconds to wait.",
+        help="How long to wait.",
     )
-    context = click.option("--context", default="", help="The kubeconfig's context.")
-    kubeconfig = click.option("--kubeconfig", type=click.Path(path_type=Path), help="The kubeconfig.")
-    return kubeconfig(context(limit(command)))
+    return kubeconfig_option(context_option(limit(command)))
 
 
 @click.command("install")
 @click.option("--print", "only_print", is_flag=True, help="Print the manifest; ask and change nothing.")
 @click.option(
-    "--set", "changes", multiple=True, metavar="NAME=VALUE", help="A setting, see docs/configuration.md."
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A setting, see docs/configuration.md; may be given several times.",
 )
 @click.option("--image", default="", help="The image's name, where it is not podwall:VERSION.")
 @click.option(

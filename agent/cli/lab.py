@@ -39,13 +39,18 @@ files = click.option(
     "paths",
     multiple=True,
     type=click.Path(exists=True, path_type=Path),
-    help="A manifest, or a directory of manifests; may be given several times.",
+    help="Manifests: a file or a directory; may be given several times.",
 )
 nodes_option = click.option("--nodes", default=2, show_default=True, help="How many nodes.")
 vxlan_option = click.option("--vxlan", is_flag=True, help="Connect the nodes' Pods through VXLAN.")
 routed_option = click.option("--routed", is_flag=True, help="Put each node into a subnet of its own.")
 output_option = click.option(
-    "-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True
+    "-o",
+    "--output",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="How to say it.",
 )
 
 

@@ -38,8 +38,16 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.command("matrix")
 @click.option("-A", "--all-namespaces", is_flag=True, help="The Pods of all namespaces.")
 @click.option("-l", "--selector", default="", help="Only Pods with these labels: app=web, tier in (a,b), !x.")
-@click.option("--from", "sources", multiple=True, metavar="NAME", help="Only these rows; several times.")
-@click.option("--to", "targets", multiple=True, metavar="NAME[:PORT]", help="Only these columns.")
+@click.option(
+    "--from", "sources", multiple=True, metavar="NAME", help="Only these rows; may be given several times."
+)
+@click.option(
+    "--to",
+    "targets",
+    multiple=True,
+    metavar="NAME[:PORT]",
+    help="Only these columns; may be given several times.",
+)
 @click.option("--port", metavar="PORT", help="This port of every target, instead of those they declare.")
 @click.option(
     "--protocol",

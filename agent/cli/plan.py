@@ -11,7 +11,7 @@ import click
 
 from agent.cli.agents import Silent
 from agent.cli.ask import Unreachable
-from agent.cli.cluster import Asked, cluster_options_from
+from agent.cli.cluster import FILES, Asked, cluster_options_from
 from agent.cli.output import NEGATIVE, Coloured, Column, Line, output_option, show, table
 from agent.cluster.decode import DecodeError, decode
 from agent.cluster.manifests import load
@@ -48,14 +48,15 @@ WORDS: dict[str, Kind] = {word: kind for kind, words in _WORDS.items() for word 
     "files",
     type=click.Path(exists=True, path_type=Path),
     multiple=True,
-    help="Objects as they would be applied: a file or a directory; several times.",
+    help=f"Objects as they would be applied: {FILES}",
 )
 @click.option(
     "--delete",
     "gone",
     multiple=True,
     metavar="FILE|KIND/NAME",
-    help="What would be deleted: the objects of a file, or one such as netpol/deny or netpol/shop/deny.",
+    help="What would be deleted: the objects of a file, or one such as netpol/deny or netpol/shop/deny; "
+    "may be given several times.",
 )
 @click.option("--enforce-audit", is_flag=True, help="As if the policies in audit mode were enforced.")
 @click.option("--flows/--no-flows", default=True, help="Whether to ask the agents for live connections.")

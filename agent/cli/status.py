@@ -227,7 +227,9 @@ class Duration(click.ParamType[float]):
 
 @click.command()
 @click.option("--wait", is_flag=True, help="Wait until all is well; say meanwhile what for.")
-@click.option("--timeout", type=Duration(), default="5m", show_default=True, help="How long to wait.")
+@click.option(
+    "--timeout", type=Duration(), default="5m", show_default=True, help="How long to wait: 90s, 5m, 1h."
+)
 @click.option("--socket", type=click.Path(path_type=Path), help="Ask only the agent behind this socket.")
 @output_option
 @live_cluster_options
