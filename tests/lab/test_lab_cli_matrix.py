@@ -13,8 +13,9 @@ import pytest
 from click.testing import CliRunner
 
 from agent.cli.main import main
-from lab import manifests, processes
+from lab import manifests
 from lab.world import Lab
+from tests.lab.following import every_node_follows
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 POLICIES = [EXAMPLES / "policies" / name for name in ("shop.yaml", "api.yaml", "around.yaml")]
@@ -23,6 +24,7 @@ POLICIES = [EXAMPLES / "policies" / name for name in ("shop.yaml", "api.yaml", "
 @pytest.fixture(scope="module")
 def shop() -> Iterator[Lab]:
     with Lab(nodes=2, given=manifests.read(POLICIES)) as made:
+        every_node_follows(made)
         yield made
 
 
@@ -113,12 +115,7 @@ SERVICE = {
 
 def test_services_are_tried_as_well(shop: Lab) -> None:
     shop.apply([SERVICE])
-    address = shop.service("shop/postgres").address(4)
-    processes.until(
-        lambda: shop.connect("shop/web", address, 5432) == "connected",
-        10,
-        lambda: "the Service does not work",
-    )
+    every_node_follows(shop)
     found = connections("-n", "shop", "--from", "web", "--to", "svc/postgres", "--probe")
     assert {(each["target"], each["seen"]) for each in found} == {("Service shop/postgres", "connected")}
 

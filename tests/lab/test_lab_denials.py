@@ -6,6 +6,7 @@ import time
 from ipaddress import ip_address
 
 from lab.world import Lab
+from tests.lab.following import every_node_follows
 from tests.lab.policies import LIMIT, namespace, pod, policy
 
 OBJECTS = (
@@ -24,6 +25,7 @@ DIRECTIONS = {
 def test_a_denied_packet_is_told_with_both_pods_and_the_direction() -> None:
     for direction, (denying, source, target) in DIRECTIONS.items():
         with Lab(nodes=2, given=[*OBJECTS, denying]) as lab:
+            every_node_follows(lab)  # else a node may not know the peer by its name
             address = ip_address(str(lab.pod(f"shop/{target}").address(4)))
             assert lab.connect(f"shop/{source}", address, 8080, "TCP") == "silent"
             peer = source if direction == "ingress" else target

@@ -24,6 +24,7 @@ from lab.names import Address
 from lab.objects import Object, key_of
 from lab.probe import CONNECTED, REFUSED, SILENT, TCP, UDP
 from lab.world import Lab
+from tests.lab.following import every_node_follows
 from tests.lab.load import Datagrams, Load
 from tests.lab.policies import pod
 from tests.lab.services import (
@@ -69,6 +70,7 @@ def serving(lab: Lab, name: str, **spec: Any) -> Iterator[None]:
     made = service(f"default/{name}", WEB, **spec)
     lab.apply([made])
     wait_for_frontends(lab, name)
+    every_node_follows(lab)
     try:
         yield
     finally:
@@ -364,6 +366,7 @@ def test_traffic_stays_near_where_that_is_preferred(
 def test_hairpin(lab: Lab, version: int, protocol: str) -> None:
     lab.apply([alone := service("default/alone", {"app": "alone"}, type="NodePort"), mine := _alone()])
     try:
+        wait_for_frontends(lab, "alone")
         there, own = lab.service("alone"), lab.pod("alone").address(version)
         node = of_version(lab.node("node2").addresses, version)
         number = next(each.node_port for each in there.ports if each.protocol == protocol)

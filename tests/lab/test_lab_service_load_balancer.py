@@ -67,7 +67,10 @@ def test_source_ranges_admit_whom_they_name(lab: Lab) -> None:
         # The ranges are those of the load balancer's address, and of no other way to the Service.
         expected[Asking("client", lab.service("balanced-for-some").address(version), 80)] = everybody
 
-    assert dict(zip(expected, pods_answering(lab, list(expected), times=20), strict=True)) == expected
+    def seen() -> dict[Asking, set[str]]:
+        return dict(zip(expected, pods_answering(lab, list(expected), times=20), strict=True))
+
+    assert eventually(seen, expected.__eq__) == expected
 
 
 def announcers(frames: tuple[bytes, ...], address: Address) -> list[str]:

@@ -10,6 +10,7 @@ import pytest
 
 from lab.probe import UDP
 from lab.world import Lab
+from tests.lab.following import every_node_follows
 from tests.lab.load import Datagrams, Load
 from tests.lab.policies import namespace, pod, policy
 from tests.lab.services import (
@@ -44,6 +45,7 @@ def lab() -> Iterator[Lab]:
         service("guarded/closed", {"app": "closed"}, type="NodePort"),
     ]
     with Lab(nodes=2, given=made) as found:
+        every_node_follows(found)
         wait_for_frontends(found, "guarded/web", "guarded/sticky", "guarded/closed")
         for client in CLIENTS:
             for protocol in ("TCP", UDP):

@@ -20,6 +20,7 @@ from agent.cli.main import main
 from lab import netns
 from lab.probe import CONNECTED, SILENT
 from lab.world import Lab
+from tests.lab.following import every_node_follows
 from tests.lab.policies import namespace, pod, policy
 from tests.lab.services import eventually, service
 
@@ -45,6 +46,7 @@ OBJECTS = [
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     with Lab(nodes=2, given=OBJECTS) as made:
+        every_node_follows(made)
         yield made
 
 
@@ -99,10 +101,13 @@ def test_a_load_balancers_address_is_asked_at_the_node_that_answers_for_it(lab: 
     address = public.balanced_address(4)
     assert eventually(lambda: lab.connect("outside", address, 80), CONNECTED.__eq__) == CONNECTED
 
+    def well(of: Any) -> bool:
+        return bool(of["allowed"] and of["nodes"] and all(each["agrees"] for each in of["nodes"]))
+
     for target in (f"{address}:80", "svc/public:80"):
-        answer = eventually(lambda: why(outside, target), lambda of: of["allowed"] and bool(of["nodes"]))  # noqa: B023
+        answer = eventually(lambda: why(outside, target), well)  # noqa: B023
         assert answer["allowed"], answer["sentence"]
-        assert all(each["agrees"] for each in answer["nodes"])
+        assert well(answer)
         assert "LoadBalancer port 80" in answer["steps"][1]["text"]
     answerer = why(outside, f"{address}:80")["nodes"][0]["node"]
     neighbours = lab.run("outside", ["ip", "neighbour", "show", str(address)]).stdout
