@@ -93,10 +93,6 @@ class RouteKernel:
         """Every address of this node, on any interface. Raises RouteError."""
         return await self._in_thread(lambda: frozenset(ip for _, ip in self._addresses()))
 
-    async def remove(self) -> Changes:
-        """Remove all that podwall made here."""
-        return await self.sync(Plan())
-
     async def changes(self) -> AsyncIterator[None]:
         """Yield after anything changed that routes between nodes depend on; whoever asks then syncs."""
         watch = await self._in_thread(_watch)

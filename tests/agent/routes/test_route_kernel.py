@@ -194,7 +194,7 @@ def test_nodes_come_change_and_go(world: World, kernels: Kernels) -> None:
                 changes = await kernel.sync(plan)
                 assert changes.problems == ()
                 assert steps(plan, await kernel.read(plan)) == ()
-            await kernel.remove()
+            await kernel.sync(Plan())
 
     asyncio.run(story())
     left = "".join(
@@ -221,7 +221,7 @@ def test_foreign_routes_stay_and_are_reported(world: World, kernels: Kernels) ->
             assert len(changes.problems) == 2
             assert "10.244.2.0/24 via 192.168.77.3 dev eth0 proto 4; remove it" in changes.problems[0]
             assert "fd00:10:3::/64 via fd77::2 dev eth0" in changes.problems[1]
-            await kernels["a"].remove()
+            await kernels["a"].sync(Plan())
 
     asyncio.run(story())
     left = place.ip("route") + place.ip("-6", "route")
