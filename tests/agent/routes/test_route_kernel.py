@@ -308,7 +308,8 @@ def test_pods_that_come_and_go_do_not_wake_the_routes(world: World, kernels: Ker
     async def woken(batch: str) -> bool:
         changes = kernel.changes()
         waiting = asyncio.ensure_future(anext(changes))
-        await kernel.read()  # behind the watch's own start on the same thread
+        await asyncio.sleep(0)  # it begins, so that on the same thread
+        await kernel.read()  # this comes behind the watch's own start
         place.batch(batch)
         await asyncio.wait([waiting], timeout=0.5)
         heard = waiting.done()
