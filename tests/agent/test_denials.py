@@ -41,6 +41,7 @@ from agent.denials import Denial, Denials, Denied, Reason, Repeats, Subscription
 from agent.nflog import Logged, Nflog, NflogError, packet
 from agent.nft.model import TcpFlag
 from lab.limits import SLOWNESS
+from tests.agent.waiting import eventually
 
 GROUP = 9619
 PREFIX = "podwall ingress 1a2b"
@@ -95,12 +96,6 @@ def named(denial: Denial) -> Reason:
 
 def nobody(_: Denial) -> Reason:
     return Reason()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(LIMIT_S):
-        while not condition():  # noqa: ASYNC110 - nobody could set an event
-            await asyncio.sleep(0.01)
 
 
 async def first_of(events: Subscription) -> Denied:
@@ -231,7 +226,7 @@ def test_repeats_are_one_event_one_line_and_counted(
         for port in range(100):
             sender.send(frame(IP(**V4) / TCP(sport=40000 + port, dport=8080, flags="S")))
         sender.send(frame(IP(**V4) / TCP(sport=1, dport=8081, flags="S")))
-        await until(lambda: len(made.recent()) == 2)
+        await eventually(lambda: len(made.recent()) == 2)
         made.forget("shop", "web")
         assert metric("podwall_denials_total", **labels) == before + 101
         made.forget("shop", "api")
@@ -318,15 +313,15 @@ def test_a_taken_group_is_told_and_waited_for(
         Nflog(GROUP)
 
     async def body(made: Denials) -> None:
-        await until(lambda: "event=denials-not-read" in caplog.text)
+        await eventually(lambda: "event=denials-not-read" in caplog.text)
         other.close()
-        await until(lambda: caplog.messages.count(caplog.messages[0]) == len(caplog.messages))
+        await eventually(lambda: caplog.messages.count(caplog.messages[0]) == len(caplog.messages))
 
         def arrived() -> bool:
             sender.send(frame(IP(**V4) / TCP_SYN))
             return made.packets > 0
 
-        await until(arrived)
+        await eventually(arrived)
 
     reading(body)
 

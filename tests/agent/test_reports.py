@@ -19,8 +19,8 @@ from agent.cluster.credentials import Credentials, CredentialSource
 from agent.cluster.errors import Conflict, Refused
 from agent.reports import MOST_TOLD, MOST_WAITING, Report, Reports
 from agent.sources import ApiServer
+from tests.agent.waiting import eventually
 
-LIMIT_S = 10.0
 POLICY = ("NetworkPolicy", ("shop", "api"), "uid-1", "policy")
 
 
@@ -35,13 +35,6 @@ class Listener:
         self.heard.append(report)
         if report.problem in self.refused:
             raise self.refused[report.problem]
-
-
-async def eventually(condition: Callable[[], object]) -> None:
-    end = asyncio.get_running_loop().time() + LIMIT_S
-    while not condition():
-        assert asyncio.get_running_loop().time() < end
-        await asyncio.sleep(0.001)
 
 
 def run(reports: Reports, until: Callable[[], object]) -> None:

@@ -9,7 +9,6 @@ The namespace has nothing but its loopback, so nothing gets out and no port is t
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import contextlib
 import ctypes
@@ -66,14 +65,6 @@ def until(condition: Callable[[], object], limit_s: float = LIMIT_S, what: str =
     while not condition():
         assert time.monotonic() < end, f"not within {limit_s} s: {what}"
         time.sleep(0.02)
-
-
-async def eventually(condition: Callable[[], object], limit_s: float = LIMIT_S, what: str = "") -> None:
-    """Await that something holds."""
-    end = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end, f"not within {limit_s} s: {what}"
-        await asyncio.sleep(0.01)
 
 
 def _setns(descriptor: int) -> None:

@@ -26,6 +26,7 @@ from agent.pods.model import Attachment
 from agent.reports import Reports
 from lab import netns
 from tests.agent.cluster.scripted import Scripted, answer, chunks, line, listing
+from tests.agent.waiting import eventually
 
 LIMIT_S = 10.0
 LAG_S = 0.2
@@ -98,13 +99,6 @@ async def following(server: Scripted) -> AsyncIterator[Follower]:
         with contextlib.suppress(asyncio.CancelledError):
             await task
         follower.client.close()
-
-
-async def eventually(condition: Callable[[], object]) -> None:
-    end = asyncio.get_running_loop().time() + LIMIT_S
-    while not condition():
-        assert asyncio.get_running_loop().time() < end
-        await asyncio.sleep(0.002)
 
 
 def story(server: Scripted, play: Callable[[Follower], Awaitable[None]]) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import pytest
 from agent.cluster.manifests import ManifestError, Manifests, ManifestSource, load, parse
 from agent.cluster.model import Event, NetworkPolicy, Pod, Service, Synced, Upsert
 from agent.cluster.store import Store
+from tests.agent.waiting import eventually
 
 POD = """\
 apiVersion: v1
@@ -244,13 +245,6 @@ async def following(directory: Path) -> AsyncIterator[Following]:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
-
-
-async def eventually(condition: Callable[[], object], limit_s: float = 10.0) -> None:
-    end = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end, f"not within {limit_s} s"
-        await asyncio.sleep(0.005)
 
 
 def write(path: Path, text: str) -> None:

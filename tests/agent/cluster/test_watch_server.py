@@ -7,8 +7,9 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from ipaddress import ip_network
 from typing import Any
 
@@ -17,9 +18,12 @@ from agent.cluster.credentials import CredentialSource
 from agent.cluster.model import Event, Kind, Node, Remove, Synced, Upsert
 from agent.cluster.store import Store
 from agent.cluster.watch import ApiSource, Timing
+from tests.agent import waiting
 
 LIMIT_S = 60.0
 TIMING = Timing()
+
+eventually = partial(waiting.eventually, limit_s=LIMIT_S)
 
 
 class Follower:
@@ -57,13 +61,6 @@ async def following(
         assert time.monotonic() - begun < 1.0, "cancelling took too long"
         client.close()
         assert not [t for t in threading.enumerate() if t.name.startswith("podwall-watch")]
-
-
-async def eventually(condition: Callable[[], object], limit_s: float = LIMIT_S, what: str = "") -> None:
-    end = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end, f"not within {limit_s} s: {what}"
-        await asyncio.sleep(0.01)
 
 
 def node(name: str, **labels: str) -> dict[str, Any]:

@@ -32,13 +32,13 @@ from tests.agent.pods.world import (
     key,
     request,
     run,
-    until,
 )
+from tests.agent.waiting import eventually
 
 
 async def settled(a: Agent) -> None:
     """The ledger, the kernel and the rules say the same."""
-    await until(lambda: not a.attachments.leaving)
+    await eventually(lambda: not a.attachments.leaving)
     assert a.rows() == kernel_rows()
     assert {each.link for each in a.rules.pods} == set(a.rows())
     assert {each.link for each in a.attachments.current.values()} == set(a.rows())
@@ -109,7 +109,7 @@ def test_del_when_the_namespace_is_gone(node: Namespace, namespaces: Namespaces,
         async with agent(tmp_path) as a:
             await a.add("c1", pod)
             namespaces.delete(pod)
-            await until(lambda: not kernel_links())
+            await eventually(lambda: not kernel_links())
             await a.delete("c1")
             await settled(a)
 
@@ -124,7 +124,7 @@ def test_reap_ends_pods_that_vanished(node: Namespace, namespaces: Namespaces, t
             await a.add("c1", gone)
             await a.add("c2", there)
             namespaces.delete(gone)
-            await until(lambda: len(kernel_links()) == 1)
+            await eventually(lambda: len(kernel_links()) == 1)
             assert await a.attachments.reap() == 1
             await settled(a)
 
@@ -158,7 +158,7 @@ def test_add_again_when_the_namespace_was_replaced(
         async with agent(tmp_path) as a:
             await a.add("c1", pod)
             namespaces.delete(pod)
-            await until(lambda: not kernel_links())
+            await eventually(lambda: not kernel_links())
             await a.add("c1", later)
             await settled(a)
 
@@ -190,10 +190,10 @@ def test_requests_of_one_container_wait_for_each_other(
         async with agent(tmp_path) as a:
             a.rules.hold = asyncio.Event()
             adding = asyncio.create_task(a.add("c1", pod))
-            await until(lambda: bool(a.rules.pods))
+            await eventually(lambda: bool(a.rules.pods))
             deleting = asyncio.create_task(a.attachments.delete(key("c1")))
             others = asyncio.create_task(a.add("c2", other))
-            await until(lambda: len(a.rules.pods) == 2)
+            await eventually(lambda: len(a.rules.pods) == 2)
             assert not deleting.done()
             a.rules.hold.set()
             await others
@@ -261,12 +261,12 @@ def test_a_caller_that_goes_away_does_not_cut_an_add_in_two(
         async with agent(tmp_path) as a:
             a.rules.hold = asyncio.Event()
             adding = asyncio.create_task(a.add("c1", pod))
-            await until(lambda: bool(a.rules.pods))
+            await eventually(lambda: bool(a.rules.pods))
             adding.cancel()
             with contextlib.suppress(asyncio.CancelledError, KeyError):
                 await adding
             a.rules.hold.set()
-            await until(lambda: key("c1") in a.attachments.current)
+            await eventually(lambda: key("c1") in a.attachments.current)
             await settled(a)
 
     before = open_descriptors()
@@ -321,7 +321,7 @@ def test_a_full_disk_refuses_add_but_not_del(
             )
             assert kernel_links() == {a.attachments.current[key("c0")].link}
             await a.attachments.delete(key("c0"))
-            await until(lambda: not kernel_links())
+            await eventually(lambda: not kernel_links())
             filler.unlink()
             await a.add("c2", pods[2])
             await settled(a)
@@ -572,13 +572,13 @@ def test_a_restart_adopts_what_is_there_and_ends_what_is_not(
             await a.add("c3", shaken)
             before = dict(a.attachments.current)
         namespaces.delete(gone)
-        await until(lambda: len(kernel_links()) == 2)
+        await eventually(lambda: len(kernel_links()) == 2)
         run("ip", "route", "del", "10.244.1.3")
         run("ip", "link", "add", "podwall-vxlan", "type", "veth", "peer", "name", "theirs")
         async with agent(tmp_path, Settings(address_rest_s=60)) as a:
             del before[key("c1")]
             assert a.attachments.current == before
-            await until(lambda: not a.attachments.leaving)
+            await eventually(lambda: not a.attachments.leaving)
             assert a.rows() == kernel_rows()
             assert kernel_links() == {each.link for each in before.values()} | {"podwall-vxlan", "theirs"}
             for container, pod in (("c2", there), ("c3", shaken)):
@@ -639,7 +639,7 @@ def test_a_ledger_that_is_no_more_is_rebuilt_from_the_links(
                 assert await a.wiring.check(adopted, fd) == []
             for container in ("c1", "c2", long):
                 await a.attachments.delete(key(container))
-            await until(lambda: not kernel_links())
+            await eventually(lambda: not kernel_links())
             assert not a.attachments.current
 
     asyncio.run(main())

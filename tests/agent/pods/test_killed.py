@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.agent.pods.world import Namespace, Namespaces, agent, kernel_links, kernel_rows, key, until
+from tests.agent.pods.world import Namespace, Namespaces, agent, kernel_links, kernel_rows, key
+from tests.agent.waiting import eventually
 
 KILLS = int(os.environ.get("PODWALL_TEST_KILLS", "12"))
 
@@ -54,7 +55,7 @@ def test_killed_at_any_moment(node: Namespace, namespaces: Namespaces, tmp_path:
 
     async def recovered() -> int:
         async with agent(tmp_path) as a:
-            await until(lambda: not a.attachments.leaving)
+            await eventually(lambda: not a.attachments.leaving)
             assert a.rows() == kernel_rows(), "ledger and kernel differ"
             attached = list(a.attachments.current.values())
             addresses = [address for each in attached for address in each.addresses]
@@ -80,6 +81,6 @@ def test_killed_at_any_moment(node: Namespace, namespaces: Namespaces, tmp_path:
     async def end() -> None:
         async with agent(tmp_path) as a:
             await asyncio.gather(*(a.attachments.delete(key(f"c{i}")) for i in range(len(pods))))
-            await until(lambda: not kernel_links())
+            await eventually(lambda: not kernel_links())
 
     asyncio.run(end())

@@ -19,7 +19,7 @@ from agent.pods import server as server_module
 from agent.pods.server import Server, ServerError
 from cni import spec, wire
 from cni.spec import CniError
-from tests.agent.pods.world import until
+from tests.agent.waiting import eventually
 
 
 async def echo(body: Mapping[str, Any], fds: list[int]) -> object:
@@ -115,7 +115,7 @@ def test_a_request_with_a_descriptor(path: Path) -> None:
                 answer = await asked(path, request("echo", a=1), fds=(0, 1))
                 inodes = [os.fstat(0).st_ino, os.fstat(1).st_ino]
                 assert answer == wire.Answer({"body": {"a": 1}, "fds": 2, "inodes": inodes})
-            await until(lambda: descriptors() == before)
+            await eventually(lambda: descriptors() == before)
 
     asyncio.run(main())
 
@@ -174,7 +174,7 @@ def test_what_is_answered_with_an_error(path: Path, name: str) -> None:
             assert answer.code == code
             assert message in answer.msg
             assert isinstance(await asked(path, request("echo")), wire.Answer), "others go on"
-            await until(lambda: descriptors() == before)
+            await eventually(lambda: descriptors() == before)
 
     asyncio.run(main())
 
@@ -193,7 +193,7 @@ def test_a_peer_that_says_nothing_and_one_that_leaves(path: Path, monkeypatch: p
             stuck = await asked(path, request("forever"), fds=(0,))
             assert isinstance(stuck, wire.Failure)
             assert (stuck.code, stuck.msg) == (spec.TRY_AGAIN_LATER, "forever did not end within 0.1 s")
-            await until(lambda: descriptors() == before)
+            await eventually(lambda: descriptors() == before)
 
     asyncio.run(main())
 
@@ -329,7 +329,7 @@ def test_stop_lets_a_running_request_end(path: Path) -> None:
         server = Server(path, {"slow": slow})
         await server.start()
         asking = asyncio.create_task(asked(path, request("slow")))
-        await until(lambda: bool(server._serving))
+        await eventually(lambda: bool(server._serving))
         stopping = asyncio.create_task(server.stop())
         await asyncio.sleep(0)
         release.set()

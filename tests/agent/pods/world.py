@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from agent.pods.ledger import Ledger
 from agent.pods.model import Attachment
 from agent.pods.wiring import Wiring
 from cni import spec
+from tests.agent.waiting import eventually
 
 _libc = ctypes.CDLL(None, use_errno=True)
 CIDRS = (ipaddress.ip_network("10.244.1.0/24"), ipaddress.ip_network("fd00:10:244:1::/64"))
@@ -30,13 +31,6 @@ def run(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
     return done.stdout
-
-
-async def until(condition: Callable[[], bool], limit_s: float = 10) -> None:
-    """Wait for a condition."""
-    async with asyncio.timeout(limit_s):
-        while not condition():  # noqa: ASYNC110 - what is waited for is the kernel's or a file's state
-            await asyncio.sleep(0.005)
 
 
 @dataclass
@@ -149,7 +143,7 @@ class Agent:
     async def delete(self, container_id: str) -> None:
         """Detach, and wait until nothing is left."""
         await self.attachments.delete(key(container_id))
-        await until(lambda: not self.attachments.leaving)
+        await eventually(lambda: not self.attachments.leaving)
 
 
 @contextlib.asynccontextmanager
