@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -13,6 +12,7 @@ from agent.cli.ask import ask
 from lab.objects import Object
 from lab.world import Lab
 from tests.lab.policies import LIMIT, namespace, pod, policy
+from tests.lab.services import until
 
 PORT = 8080
 OBJECTS = (
@@ -39,14 +39,6 @@ def asked(lab: Lab, node: str, what: str) -> dict[str, Any]:
     return cast("dict[str, Any]", ask(lab.node(node).directory / "agent.sock", what, {}))
 
 
-def until(condition: Callable[[], Any], why: str) -> Any:
-    deadline = time.monotonic() + LIMIT
-    while not (found := condition()):
-        assert time.monotonic() < deadline, why
-        time.sleep(0.01)
-    return found
-
-
 def in_mode(lab: Lab, mode: str, node: str = "node1") -> Callable[[], bool]:
     def check() -> bool:
         return [each["mode_in_force"] for each in asked(lab, node, "policies")["policies"]] == [mode]
@@ -67,7 +59,7 @@ def told(lab: Lab, node: str, event: str) -> list[str]:
 def test_packets_pass_and_are_told_until_the_annotation_goes(lab: Lab, family: int) -> None:
     api = str(lab.pod("shop/api").address(family))
     assert lab.connect("shop/web", api, PORT) == "connected"
-    (event,) = until(lambda: asked(lab, "node1", "denials")["denials"], "nothing was told")
+    (event,) = until(lambda: asked(lab, "node1", "denials")["denials"], LIMIT, "nothing was told")
     assert (event["audit"], event["direction"], event["pod"], event["peer"], event["policies"]) == (
         True, "ingress", "shop/api", "shop/web", ["shop/deny"],
     )  # fmt: skip
@@ -77,15 +69,15 @@ def test_packets_pass_and_are_told_until_the_annotation_goes(lab: Lab, family: i
     assert "audit" not in table(lab, "node2"), "a node without such Pods has nothing of it"
 
     lab.apply([DENYING])
-    until(in_mode(lab, "enforce"), "it is not enforced")
+    until(in_mode(lab, "enforce"), LIMIT, "it is not enforced")
     assert lab.connect("shop/web", api, PORT) == "silent"
     assert "audit" not in table(lab, "node1")
-    until(lambda: told(lab, "node1", "denied"), "no denial was told")
+    until(lambda: told(lab, "node1", "denied"), LIMIT, "no denial was told")
 
 
 def test_a_live_flow_ends_when_it_is_enforced_and_not_by_the_audit(lab: Lab) -> None:
     lab.apply([*OBJECTS], prune=True)
-    until(lambda: asked(lab, "node1", "policies")["policies"] == [], "it is still there")
+    until(lambda: asked(lab, "node1", "policies")["policies"] == [], LIMIT, "it is still there")
     live = lab.socket("shop/web", socket.AF_INET, socket.SOCK_STREAM)
     live.settimeout(LIMIT)
     live.connect((str(lab.pod("shop/api").address(4)), PORT))
@@ -93,21 +85,21 @@ def test_a_live_flow_ends_when_it_is_enforced_and_not_by_the_audit(lab: Lab) -> 
     answered(live)
 
     lab.apply([audited(DENYING)])
-    until(in_mode(lab, "audit"), "it is not audited")
+    until(in_mode(lab, "audit"), LIMIT, "it is not audited")
     assert lab.connect("shop/web", str(lab.pod("shop/api").address(4)), PORT) == "connected"
     answered(live)
 
     lab.apply([DENYING])
-    until(in_mode(lab, "enforce"), "it is not enforced")
-    until(lambda: not flows_of(lab, live), "its flow lives on")
+    until(in_mode(lab, "enforce"), LIMIT, "it is not enforced")
+    until(lambda: not flows_of(lab, live), LIMIT, "its flow lives on")
     live.close()
 
 
 def test_egress_is_audited_at_its_own_node(lab: Lab) -> None:
     lab.apply([*OBJECTS, audited(GOING_OUT)], prune=True)
-    until(in_mode(lab, "audit", "node2"), "it is not audited")
+    until(in_mode(lab, "audit", "node2"), LIMIT, "it is not audited")
     assert lab.connect("shop/web", str(lab.pod("shop/api").address(4)), PORT) == "connected"
-    (event,) = until(lambda: asked(lab, "node2", "denials")["denials"], "nothing was told")
+    (event,) = until(lambda: asked(lab, "node2", "denials")["denials"], LIMIT, "nothing was told")
     assert (event["audit"], event["direction"], event["pod"]) == (True, "egress", "shop/web")
 
 

@@ -7,8 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from agent.cli.main import main
 from lab.limits import SLOWNESS
 from lab.world import Lab
 from tests.lab.policies import namespace, pod
-from tests.lab.services import port, service
+from tests.lab.services import port, service, until
 
 PODWALL = Path(sys.executable).parent / "podwall"
 NODES = ("node1", "node2")
@@ -38,7 +37,7 @@ OBJECTS = (
 def lab() -> Iterator[Lab]:
     with Lab(nodes=2, given=OBJECTS) as made:
         address = made.service("shop/api").address(4)
-        assert eventually(lambda: made.connect("node1", address, 80) == "connected")
+        until(lambda: made.connect("node1", address, 80) == "connected", LIMIT)
         yield made
 
 
@@ -52,14 +51,7 @@ def before(lab: Lab) -> dict[str, Any]:
 def nothing_left(lab: Lab, before: dict[str, Any]) -> Iterator[None]:
     """Each test begins with what was there at first, and ends so."""
     yield
-    assert eventually(lambda: there(lab) == before and not workers(), LIMIT + LEASE_S)
-
-
-def eventually(holds: Callable[[], bool], limit: float = LIMIT) -> bool:
-    deadline = time.monotonic() + limit
-    while not (held := holds()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return held
+    until(lambda: there(lab) == before and not workers(), LIMIT + LEASE_S)
 
 
 def there(lab: Lab) -> dict[str, Any]:
@@ -129,12 +121,12 @@ def test_nothing_is_left_when_it_is(lab: Lab, before: dict[str, Any], case: str)
     number, lease = ENDS[case]
     command = [PODWALL, "bench", "--lab", "--duration", "60"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as running:
-        assert eventually(lambda: all(there(lab)[name] != before[name] for name in NODES)), "it measures"
+        until(lambda: all(there(lab)[name] != before[name] for name in NODES), LIMIT, "nothing is measured")
         assert workers()
         running.send_signal(number)
         running.communicate(timeout=LIMIT)
 
-    assert eventually(lambda: there(lab) == before and not workers(), LIMIT + lease)
+    until(lambda: there(lab) == before and not workers(), LIMIT + lease)
 
 
 def test_one_measures_at_a_time(lab: Lab) -> None:

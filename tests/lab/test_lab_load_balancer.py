@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -27,10 +28,12 @@ from lab.names import RUN, Address
 from lab.objects import Key, Object
 from lab.probe import Outcome
 from lab.world import Lab
+from tests.lab import services
 
 POOL = [{"name": "lab", "addresses": ["172.30.0.200-172.30.0.209", "fd30::200-fd30::209"]}]
 FOUR, SIX = ip_address("172.30.0.200"), ip_address("fd30::200")
 LIMIT = 10.0 * SLOWNESS
+until = functools.partial(services.until, seconds=LIMIT)
 TAKE_OVER_S = 5.0
 """So soon another node answers after one has died."""
 
@@ -68,15 +71,6 @@ def lab() -> Iterator[Lab]:
     with Lab(nodes=3, flags={"load-balancer-pools": json.dumps(POOL)}) as made:
         made.apply([pod(f"web-{number}", f"node{number}") for number in (1, 2, 3)] + [service()])
         yield made
-
-
-def until(condition: Callable[[], Any], limit_s: float = LIMIT) -> Any:
-    """What the condition is once it holds."""
-    end = time.monotonic() + limit_s
-    while not (found := condition()):
-        assert time.monotonic() < end, f"not within {limit_s:.0f} s"
-        time.sleep(0.02)
-    return found
 
 
 def state(lab: Lab, node: str) -> dict[str, Any]:
@@ -343,7 +337,7 @@ def test_another_is_elected(lab: Lab) -> None:
     elected = state(lab, "node1")["elected"]
     die(lab, elected)
     lab.apply([service("later")])
-    until(lambda: len(status_of("later")) == 2, 20 * SLOWNESS)
+    until(lambda: len(status_of("later")) == 2, seconds=20 * SLOWNESS)
 
 
 def test_a_deleted_service_is_nobodys(lab: Lab) -> None:

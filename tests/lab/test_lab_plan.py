@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import socket
-import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_address, ip_network
@@ -24,6 +23,7 @@ from lab.matrix import Matrix, Trial
 from lab.objects import Object
 from lab.world import Lab
 from tests.lab.policies import LIMIT, expected_matrix, namespace, pod, policy
+from tests.lab.services import until
 from tests.lab.test_lab_policy_random import Chance
 
 CHANGES = 4
@@ -174,8 +174,8 @@ def test_the_live_flows_that_end(lab: Lab, tmp_path: Path, name: str) -> None:
     for each in over.values():
         each.close()
     live = dict(_connected(lab, [socket.SOCK_STREAM, socket.SOCK_DGRAM]))
-    _until(lambda: live.keys() <= _known(lab).keys(), "the agents do not know all flows")
-    _until(lambda: not over.keys() & _known(lab).keys(), "a connection that is closed is told as live")
+    until(lambda: live.keys() <= _known(lab).keys(), LIMIT, "the agents do not know all flows")
+    until(lambda: not over.keys() & _known(lab).keys(), LIMIT, "a connection that is closed is told as live")
     objects, commits = lab.objects(), _commits(lab)
     audited = {**NARROW[name], "metadata": {**NARROW[name]["metadata"], "annotations": AUDIT}}
 
@@ -187,7 +187,7 @@ def test_the_live_flows_that_end(lab: Lab, tmp_path: Path, name: str) -> None:
     assert (lab.objects(), _commits(lab)) == (objects, commits), "a rehearsal touches nothing"
 
     lab.apply([NARROW[name]])
-    _until(lambda: not any(node in _known(lab)[key] for key, node in told.items()), "a flow lives on")
+    until(lambda: not any(node in _known(lab)[key] for key, node in told.items()), LIMIT, "a flow lives on")
     assert {key for key, each in live.items() if _answers(each)} == live.keys() - told.keys()
     for each in live.values():
         each.close()
@@ -241,10 +241,3 @@ def _source(of: dict[str, Any]) -> tuple[str, int]:
 
 def _commits(lab: Lab) -> list[int]:
     return [_asked(lab, node, "status")["commits"] for node in ("node1", "node2")]
-
-
-def _until(condition: Any, why: str) -> None:
-    deadline = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < deadline, why
-        time.sleep(0.02)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
 from agent.cli.ask import ask
 from lab.world import Lab
 from tests.lab.policies import LIMIT, namespace, pod, policy
+from tests.lab.services import until
 
 API = {"matchLabels": {"app": "api"}}
 OBJECTS = (
@@ -38,14 +39,6 @@ def flow_ends(lab: Lab) -> list[tuple[str, str]]:
     return [(flow["source"]["pod"], flow["destination"]["pod"]) for flow in flows]
 
 
-def until(condition: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + LIMIT
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return found
-
-
 def test_policies_denials_and_flows() -> None:
     with shop() as lab:
         (before,) = asked(lab, "node1", "policies")["policies"]
@@ -55,14 +48,16 @@ def test_policies_denials_and_flows() -> None:
 
         address = str(lab.pod("shop/api-1").address(4))
         assert lab.connect("shop/web", address, 8080) == "connected"
-        until(lambda: ("shop/web", "shop/api-1") in flow_ends(lab))  # web's address comes with its status
+        # web's address comes with its status
+        until(lambda: ("shop/web", "shop/api-1") in flow_ends(lab), LIMIT)
 
         changed = time.time()
         lab.apply([*OBJECTS, DENYING])
         (after,) = until(
-            lambda: [p for p in asked(lab, "node1", "policies")["policies"] if p["since"] > before["since"]]
+            lambda: [p for p in asked(lab, "node1", "policies")["policies"] if p["since"] > before["since"]],
+            LIMIT,
         )
         assert changed <= after["since"] <= time.time()
         assert lab.connect("shop/web", address, 8080) == "silent"
-        denied = until(lambda: asked(lab, "node1", "denials")["denials"])
+        denied = until(lambda: asked(lab, "node1", "denials")["denials"], LIMIT)
         assert (denied[0]["pod"], denied[0]["peer"], denied[0]["dport"]) == ("shop/api-1", "shop/web", 8080)

@@ -11,8 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,7 +22,7 @@ from agent.cli.main import main
 from lab.limits import SLOWNESS
 from lab.world import Lab
 from tests.lab.policies import namespace, pod, policy
-from tests.lab.services import port, service
+from tests.lab.services import port, service, until
 
 PODWALL = Path(sys.executable).parent / "podwall"
 LIMIT = 15.0 * SLOWNESS
@@ -56,15 +55,8 @@ def shop() -> Iterator[Lab]:
             ("shop/web", made.service("shop/api").address(4), 80),
             ("outside", made.node("node1").addresses[0], 30081),
         ):
-            assert eventually(lambda to=(source, address, number): made.connect(*to) == "connected")  # type: ignore[misc]
+            until(lambda to=(source, address, number): made.connect(*to) == "connected", LIMIT)  # type: ignore[misc]
         yield made
-
-
-def eventually(holds: Callable[[], bool], limit: float = LIMIT) -> bool:
-    deadline = time.monotonic() + limit
-    while not (held := holds()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return held
 
 
 def traced(*arguments: str) -> Any:
@@ -207,7 +199,7 @@ def test_what_never_comes_to_the_other_node_is_said(shop: Lab) -> None:
         shop.plug("node2")
     assert found["cause"] == "lost"
     assert "lost between node1 and node2" in found["sentence"]
-    assert eventually(lambda: shop.connect("shop/web", shop.pod("shop/open").address(4), 8080) == "connected")
+    until(lambda: shop.connect("shop/web", shop.pod("shop/open").address(4), 8080) == "connected", LIMIT)
 
 
 def waiting(*arguments: str) -> subprocess.Popen[str]:
@@ -234,7 +226,7 @@ def test_a_killed_one_leaves_nothing_for_long(shop: Lab) -> None:
     with waiting() as process:
         assert len(tables(shop)) == 2
         process.kill()
-    assert eventually(lambda: not tables(shop), EXPIRED)
+    until(lambda: not tables(shop), EXPIRED)
 
 
 def test_a_killed_agent_leaves_nothing_at_once(shop: Lab) -> None:
