@@ -10,7 +10,7 @@ import pytest
 from tests.cluster import cluster, command, kube, places
 from tests.cluster.ask import Question
 from tests.cluster.cluster import Settings
-from tests.cluster.console import ClusterError
+from tests.cluster.console import ClusterError, wait_for
 from tests.cluster.places import Asker
 
 NAMESPACES = ("broken", "broken-clients")
@@ -76,9 +76,9 @@ def asker(name: str) -> Asker:
 @pytest.mark.parametrize(("source", "target", "seen", "said"), CASES, ids=[case[1] for case in CASES])
 def test_the_first_line_names_the_cause(source: str, target: str, seen: str, said: str) -> None:
     address = kube.addresses("broken", target)[0]
+    answer = command.why("broken", source, f"svc/{target}:80")  # waits until the nodes on the way follow
 
     assert asker(source).one(Question(address, 80, limit=SILENCE_S)).error == seen
-    answer = command.why("broken", source, f"svc/{target}:80")
     assert not answer["allowed"]
     assert said in answer["sentence"]
     assert answer["nodes"], "nobody compared it with the rules"
@@ -89,8 +89,9 @@ def test_a_name_that_a_policy_lets_nobody_look_up() -> None:
     address = kube.addresses("broken", "for-all")[0]
     lookup = ["dig", "+short", "+time=1", "+tries=1", "for-all.broken.svc.cluster.local", "A"]
 
+    assert command.why("broken", "nameless", "svc/for-all:80")["allowed"]
     assert asker("nameless").one(Question(address, 80)).body == "web"
-    assert kube.execute("broken", "client", *lookup).strip() == address
+    wait_for("its name", lambda: kube.execute("broken", "client", *lookup).strip() == address, limit=10)
     with pytest.raises(ClusterError):
         kube.execute("broken", "nameless", *lookup)
     answer = command.why("broken", "nameless", "for-all.broken.svc.cluster.local:80")
@@ -105,8 +106,8 @@ def test_a_node_port_closed_by_its_traffic_policy(outside: Asker) -> None:
     client = str(cluster.outside_address(4))
     for node in kube.nodes():
         question = Question(str(node.addresses[0]), port["nodePort"], limit=SILENCE_S)
-        answer = outside.one(question)
         said = command.why("broken", client, f"node/{node.name}:{port['nodePort']}")
+        answer = outside.one(question)
         if node.name == there:
             assert (answer.body, said["allowed"]) == ("web", True)
         else:

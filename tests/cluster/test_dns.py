@@ -1,12 +1,13 @@
 """Names of Services through CoreDNS, which is itself a Service that podwall serves at 10.96.0.10."""
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
 
 from tests.cluster import kube
 from tests.cluster.cluster import Settings
-from tests.cluster.console import wait_for
+from tests.cluster.console import ClusterError, wait_for
 
 NAMESPACE = "names"
 FILES = ("headless", "external-name", "ports", "client")
@@ -17,7 +18,16 @@ def services(real_cluster: Settings) -> Iterator[None]:
     """Run the examples that have names to ask for."""
     objects = [each for file in FILES for each in kube.example(f"services/{file}.yaml", NAMESPACE)]
     with kube.running((NAMESPACE,), *objects):
+        wait_for("the DNS to name both Pods", lambda: len(dig("postgres", "A")) == 2, limit=40, every=1)
+        wait_for("a Service to answer the client", answers, limit=20)
         yield
+
+
+def answers() -> bool:
+    """Say whether the client's node has the Service."""
+    with contextlib.suppress(ClusterError):  # curl says so when nobody answers
+        return bool(kube.execute(NAMESPACE, "client", "curl", "-s", "-m", "5", "http://two-ports/hostname"))
+    return False
 
 
 def dig(name: str, kind: str, *more: str) -> set[str]:

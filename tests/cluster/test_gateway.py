@@ -13,6 +13,7 @@ from tests.cluster.places import Asker
 
 CONTROLLER, SHOP = "gateway", "shop-routes"
 HOST = "shop.example.com"
+CANARY = (("x-version", "canary"),)
 REQUESTS = 1000
 
 
@@ -29,10 +30,19 @@ def gateway(real_cluster: Settings, outside: Asker) -> Iterator[None]:
     try:
         with kube.running((CONTROLLER, SHOP), *objects):
             kube.apply(*routes)
-            questions = [Question(address, port, host=HOST) for address, port in doors()]
+            questions = [
+                question
+                for address, port in doors()
+                for question in (
+                    Question(address, port, host=HOST),
+                    Question(address, port, "/orders/hostname", host=HOST),
+                )
+            ]
+            canary = [Question(*door, host=HOST, headers=CANARY) for door in doors()]
 
             def look() -> bool:
-                return all(each.body for each in outside.ask(questions))
+                served = all(each.body for each in outside.ask(questions))
+                return served and {each.body for each in outside.ask(canary)} == pods("canary")
 
             wait_for("the controller to serve the routes", look, limit=60, every=0.5)
             yield
@@ -62,7 +72,7 @@ def test_a_path_prefix_has_its_own_application(outside: Asker) -> None:
 
 def test_a_header_chooses_the_canary(outside: Asker) -> None:
     for address, port in doors():
-        question = Question(address, port, host=HOST, headers=(("x-version", "canary"),))
+        question = Question(address, port, host=HOST, headers=CANARY)
         assert {each.body for each in outside.ask([question] * 20)} == pods("canary"), address
 
 

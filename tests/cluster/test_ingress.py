@@ -14,6 +14,7 @@ from tests.cluster.places import Asker
 
 CONTROLLER, WEB = "ingress-nginx", "web"
 HOST = "api.example.com"
+REDIRECTED = ("status 301", "status 302", "status 307", "status 308")
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +39,11 @@ def ingress(real_cluster: Settings, certificate: tuple[Path, Path], outside: Ask
         cluster.kubectl("-n", WEB, *words)
         kube.apply(*kube.example("ingress/ingress.yaml", WEB))
         everywhere = [Question(address, port, host="www.example.com") for address, port in doors("http")]
+        redirected = [Question(address, port, "/v1", host=HOST) for address, port in doors("http")]
 
         def look() -> bool:
-            return all(each.body for each in outside.ask(everywhere))
+            served = all(each.body for each in outside.ask(everywhere))
+            return served and all(each.error in REDIRECTED for each in outside.ask(redirected))
 
         wait_for("the controller to serve the Ingresses", look, limit=60, every=0.5)
         yield
@@ -95,7 +98,7 @@ def test_both_pods_of_an_application_are_used(certificate: tuple[Path, Path]) ->
 def test_plain_http_is_redirected_where_the_annotation_says_so(outside: Asker) -> None:
     for address, port in doors("http"):
         answer = outside.one(Question(address, port, "/v1", host=HOST))
-        assert answer.error in ("status 301", "status 302", "status 307", "status 308"), (address, answer)
+        assert answer.error in REDIRECTED, (address, answer)
 
 
 def test_another_host_is_served_over_plain_http(outside: Asker) -> None:

@@ -1,6 +1,7 @@
 """LoadBalancer Services without a cloud: an address from the pool, from outside, on one node at a time;
 another node takes over when that one dies."""
 
+import contextlib
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ import pytest
 from tests.cluster import cluster, kube, places
 from tests.cluster.ask import Question
 from tests.cluster.cluster import Settings
-from tests.cluster.console import say, wait_for
+from tests.cluster.console import ClusterError, say, wait_for
 from tests.cluster.contents import agnhost_name
 from tests.cluster.places import Asker
 
@@ -70,12 +71,17 @@ def test_outside_pods_and_nodes_reach_it(outside: Asker, nodes: dict[str, Asker]
     for address in kube.balanced_addresses(NAMESPACE, "balanced"):
         wait_for("an answer", lambda a=address: outside.one(Question(a, 80)).body, limit=20)  # type: ignore[misc]
         for asker in [outside, *pods, *nodes.values()]:
-            assert {
-                each.body or each.error for each in asker.ask([Question(address, 80)] * 30)
-            } == expected, (
-                asker.name,
-                address,
-            )
+            seen: set[str] = set()
+
+            def followed() -> bool:
+                answers = asker.ask([Question(address, 80)] * 30)  # noqa: B023 - called at once
+                seen.clear()  # noqa: B023
+                seen.update(each.body or each.error for each in answers)  # noqa: B023
+                return seen == expected  # noqa: B023
+
+            with contextlib.suppress(ClusterError):
+                wait_for(f"{asker.name} to follow", followed, limit=10)
+            assert seen == expected, (asker.name, address)
 
 
 def test_only_admitted_sources_are_heard(outside: Asker) -> None:

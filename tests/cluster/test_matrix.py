@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from tests.cluster import contents, kube
+from tests.cluster import contents, kube, places
+from tests.cluster.ask import Question
 from tests.cluster.cluster import Settings
 from tests.cluster.command import podwall
+from tests.cluster.console import wait_for
 
 NAMESPACE = "matrix"
 
@@ -59,6 +61,14 @@ POLICY = {
 def pods(real_cluster: Settings) -> Iterator[None]:
     objects = [web(3), pod("friend"), pod("stranger"), pod("on-node", host_network=True), POLICY]
     with kube.running([NAMESPACE], *objects):
+        friend = places.pod(NAMESPACE, "friend")
+        servers = [str(each) for web in kube.pods(NAMESPACE, app="web") for each in web.addresses]
+        questions = [Question(each, 8080, limit=1.0) for each in servers]
+
+        def admitted() -> bool:
+            return all(each.body for each in friend.ask(questions))
+
+        wait_for("every node to know the friend", admitted, limit=20)
         yield
 
 

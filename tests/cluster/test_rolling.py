@@ -127,6 +127,12 @@ def test_a_rolling_update_fails_no_request(asker: Asker, outside: Asker) -> None
     assert len(before) == REPLICAS
     inside = [Question(each, 80) for each in kube.addresses(NAMESPACE, SERVICE)]
     at_nodes = [Question(str(each), NODE_PORT) for node in kube.nodes() for each in node.addresses]
+    for each, questions in ((asker, inside), (outside, at_nodes)):
+        wait_for(
+            f"the Service to answer {each.name}",
+            lambda a=each, q=questions: all(answer.body for answer in a.ask(q)),  # type: ignore[misc]
+            limit=20,
+        )
     with places.asking(asker, inside, RATE) as first, places.asking(outside, at_nodes, RATE) as second:
         cluster.kubectl("-n", NAMESPACE, "rollout", "restart", f"deployment/{SERVICE}")
         words = ["rollout", "status", f"deployment/{SERVICE}", "--timeout=180s"]
@@ -170,6 +176,7 @@ def test_traffic_follows_scaling(asker: Asker, watch: SliceWatch) -> None:
     scale(3)
     kube.wait_for_pods(NAMESPACE, 3, app=SERVICE)
     address = kube.addresses(NAMESPACE, SERVICE)[0]
+    wait_for("the Service", lambda: asker.one(Question(address, 80)).body, limit=20)
     with places.asking(asker, [Question(address, 80)], RATE) as stream:
         scale(REPLICAS)
         up = wait_for_ready(watch, REPLICAS)
@@ -222,8 +229,14 @@ def choosy() -> list[dict[str, Any]]:
 def test_traffic_leaves_a_pod_that_is_not_ready_and_comes_back(asker: Asker) -> None:
     kube.apply(*choosy())
     kube.await_all_ready(NAMESPACE)
-    moody = kube.pods(NAMESPACE, app=CHOOSY)[0].name
+    everybody = {pod.name for pod in kube.pods(NAMESPACE, app=CHOOSY)}
+    moody = min(everybody)
     address = kube.addresses(NAMESPACE, CHOOSY)[0]
+    wait_for(
+        "the Service to lead to all of them",
+        lambda: {each.body for each in asker.ask([Question(address, 80)] * 40)} == everybody,
+        limit=20,
+    )
     with watching(CHOOSY) as watch, places.asking(asker, [Question(address, 80)], RATE) as stream:
         kube.execute(NAMESPACE, moody, "rm", FLAG)
         wait_for("its end as an endpoint", lambda: moody not in watch.changes[-1][1], limit=20)

@@ -15,17 +15,37 @@ from tests.cluster.places import Asker
 NAMESPACE = "guarded"
 ADMITTED = ("203.0.113.10", "2001:db8:203::10")
 """Addresses outside that the policy names."""
+API_PORT = 8080
 CLUSTER_PORT, LOCAL_PORT = 30016, 30017
 SILENCE_S = 1.0
 
 
 @pytest.fixture(scope="module", autouse=True)
-def guarded(real_cluster: Settings) -> Iterator[None]:
-    """Run the example."""
+def guarded(real_cluster: Settings, nodes: dict[str, Asker]) -> Iterator[None]:
+    """Run the example, and wait until every node has its Services: then nobody is refused any more."""
     with kube.running((NAMESPACE,), *kube.example("services/policy.yaml", NAMESPACE)):
-        for service in ("api", "api-local"):
-            kube.balanced_addresses(NAMESPACE, service)
+        listed = [
+            address
+            for service in ("api", "api-local")
+            for give in (kube.addresses, kube.balanced_addresses)
+            for address in give(NAMESPACE, service)
+        ]
+        questions = [Question(each, 80, limit=SILENCE_S) for each in listed]
+
+        def served() -> bool:
+            found = [each for asker in nodes.values() for each in asker.ask(questions)]
+            return all(each.body or each.error == "timeout" for each in found)
+
+        wait_for("every node to have the Services", served, limit=30)
+        wait_for("every node to know the friend", friend_is_known, limit=20)
         yield
+
+
+def friend_is_known() -> bool:
+    """Say whether every guarded Pod answers the friend."""
+    straight = [str(each) for pod in kube.pods(NAMESPACE, app="api") for each in pod.addresses]
+    questions = [Question(each, API_PORT, limit=SILENCE_S) for each in straight]
+    return all(each.body for each in places.pod(NAMESPACE, "friend").ask(questions))
 
 
 def ways(asker: Asker, path: str = "/hostname") -> list[Question]:

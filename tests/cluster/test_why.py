@@ -10,6 +10,7 @@ import pytest
 from tests.cluster import cluster, command, kube, places
 from tests.cluster.ask import Question
 from tests.cluster.cluster import Settings
+from tests.cluster.console import wait_for
 from tests.cluster.places import Asker
 
 NAMESPACE = "guarded"
@@ -40,8 +41,8 @@ def ways() -> list[tuple[str, int]]:
 def test_it_says_what_becomes_of_a_pods_packets(name: str) -> None:
     asker = places.pod(NAMESPACE, name)
     for address, port in ways():
+        answer = command.why(NAMESPACE, name, f"{address}:{port}")  # waits until the nodes on the way follow
         seen = asker.one(Question(address, port, limit=SILENCE_S))
-        answer = command.why(NAMESPACE, name, f"{address}:{port}")
 
         assert answer["allowed"] == (not seen.error), (address, port, seen, answer["sentence"])
         assert answer["nodes"], (address, port)
@@ -51,9 +52,11 @@ def test_it_says_what_becomes_of_packets_from_outside(outside: Asker) -> None:
     """To the address that is answered only where a Pod is, so that the Pod sees who really asks."""
     address = kube.balanced_addresses(NAMESPACE, "api-local")[0]
     with places.another_address([ADMITTED]):
+        admitting = Question(address, 80, source=ADMITTED, limit=SILENCE_S)
+        wait_for("a node to answer for the address", lambda: outside.one(admitting).body, limit=20)
         for source, admitted in ((ADMITTED, True), (str(cluster.outside_address(4)), False)):
-            seen = outside.one(Question(address, 80, source=source, limit=SILENCE_S))
             answer = command.why(NAMESPACE, source, f"{address}:80")
+            seen = outside.one(Question(address, 80, source=source, limit=SILENCE_S))
 
             assert (not seen.error, answer["allowed"]) == (admitted, admitted), (seen, answer["sentence"])
             assert answer["nodes"]
