@@ -15,6 +15,7 @@ import pytest
 from lab import manifests, names, netns, processes, state
 from lab.limits import SLOWNESS
 from lab.world import Lab, LabError
+from tests.lab.services import eventually
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 HELLO, SERVICES = EXAMPLES / "hello", EXAMPLES / "services"
@@ -171,14 +172,19 @@ def test_nodes_in_subnets_of_their_own_share_none() -> None:
         assert lab.matrix().good
 
 
+def all_reached(lab: Lab) -> bool:
+    """Whether everybody reaches everybody, once each node knows the ways to all others."""
+    return eventually(lambda: lab.matrix().good, bool)
+
+
 def test_nodes_come_and_go() -> None:
     with Lab(2, given=manifests.read([HELLO])) as lab:
         lab.add_node()
-        assert lab.matrix().good
+        assert all_reached(lab)
         lab.apply(manifests.parse(ON_NODE3, "test"))
         there = lab.pod("late")
         assert there.node == "node3"
-        assert lab.matrix().good
+        assert all_reached(lab)
 
         lab.unplug("node3")
         assert lab.connect("node1", there.address(4), 8080) != "connected"
@@ -190,4 +196,4 @@ def test_nodes_come_and_go() -> None:
         lab.remove_node()
         assert lab.pod("late").node in {"node1", "node2"}
         assert Lab.attach().pods() == lab.pods()
-        assert lab.matrix().good
+        assert all_reached(lab)

@@ -31,6 +31,7 @@ from lab.limits import SLOWNESS
 from lab.objects import Object
 from lab.probe import CONNECTED, REFUSED, SILENT, Outcome, Probe
 from lab.world import OUTSIDE_PORTS, OUTSIDE_WEB, Lab
+from tests.lab.following import every_node_follows
 from tests.lab.services import service
 from tests.lab.test_lab_policy_random import NAMESPACES, Chance
 
@@ -241,6 +242,7 @@ def test_why_says_what_becomes_of_every_packet(lab: Lab, seed: int) -> None:
             assert not wrong, "\n".join((f"seed {seed}, state {number}", *wrong))
             verdicts.update(outcome.verdict for outcome in outcomes)
             causes.update(answer.cause for answer in answers.values())
+            every_node_follows(lab)
             legs = [leg for sent in packets[:COMPARED] for leg in answers[sent].legs]
             differing = [(leg, found) for leg in legs for found in seen.compared([leg]) if found.differs]
             assert differing == []
