@@ -5,18 +5,15 @@ left 10.7.1.2, fd07:1::2  --  node  --  right 10.7.2.2, fd07:2::2        10.7.96
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import socket
 import struct
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 from hypothesis import given
@@ -35,15 +32,12 @@ from agent.conntrack import (
     to_end,
 )
 from agent.nft.model import CtStatus
-from lab.limits import SLOWNESS
+from tests.agent.sides import LIMIT_S, Sides, entered
 
-T = TypeVar("T")
-LIMIT_S = 5.0 * SLOWNESS
 SILENCE_S = 0.3  # retransmissions begin after 0.2 s
 LEFT = {4: "10.7.1.2", 6: "fd07:1::2"}
 RIGHT = {4: "10.7.2.2", 6: "fd07:2::2"}
 SERVICE = {4: "10.7.96.1", 6: "fd07:96::1"}
-FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 RULES = """
 table inet podwall_test {
     set denied { type inet_service; }
@@ -67,65 +61,16 @@ table inet podwall_test {
 """
 
 
-def enter(name: str) -> None:
-    with Path(f"/run/netns/{name}").open() as namespace:
-        assert not ctypes.CDLL(None).setns(namespace.fileno(), 0x40000000)
-
-
-class World:
-    """The namespaces; the node's is the test's own."""
-
-    def __init__(self) -> None:
-        self.prefix = f"podwallct{os.getpid()}"
-
-    def run(self, *words: str, data: str = "") -> None:
-        done = subprocess.run(words, input=data, text=True, capture_output=True, check=False, timeout=30)
-        assert not done.returncode, f"{' '.join(words)}: {done.stderr}"
-
-    def inside(self, place: str, work: Callable[[], T]) -> T:
-        def there() -> T:
-            enter(f"{self.prefix}-{place}")
-            return work()
-
-        with ThreadPoolExecutor(1) as pool:
-            return pool.submit(there).result()
+class World(Sides):
+    """The sides, with rules that deny ports and translate the Service's addresses."""
 
     def build(self) -> None:
-        for place in ("node", "left", "right"):
-            self.run("ip", "netns", "add", f"{self.prefix}-{place}")
-            no_dad = ("sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0")
-            self.run("ip", "netns", "exec", f"{self.prefix}-{place}", *no_dad)
-        for number, place in enumerate(("left", "right"), 1):
-            node, other = f"{self.prefix}-node", f"{self.prefix}-{place}"
-            lines = f"""link add {place} type veth peer name eth0 netns {other}
-                link set {place} up
-                addr add 10.7.{number}.1/24 dev {place}
-                addr add fd07:{number}::1/64 dev {place} nodad"""
-            self.run("ip", "-n", node, "-batch", "-", data=lines)
-            lines = f"""link set lo up
-                link set eth0 up
-                addr add 10.7.{number}.2/24 dev eth0
-                addr add fd07:{number}::2/64 dev eth0 nodad
-                route add default via 10.7.{number}.1
-                route add default via fd07:{number}::1"""
-            self.run("ip", "-n", other, "-batch", "-", data=lines)
-        self.run("ip", "netns", "exec", f"{self.prefix}-node", "nft", "-f", "-", data=RULES)
-        sysctls = ("net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
-        self.run("ip", "netns", "exec", f"{self.prefix}-node", "sysctl", "-qw", *sysctls)
-        ping = ("sysctl", "-qw", "net.ipv4.ping_group_range=0 0")
-        self.run("ip", "netns", "exec", f"{self.prefix}-left", *ping)
-
-    def remove(self) -> None:
-        for place in ("node", "left", "right"):
-            subprocess.run(["ip", "netns", "del", f"{self.prefix}-{place}"], check=False, capture_output=True)
+        super().build()
+        self.run("node", "nft", "-f", "-", data=RULES)
+        self.run("left", "sysctl", "-qw", "net.ipv4.ping_group_range=0 0")
 
     def deny(self, port: int) -> None:
-        self.run("nft", "add", "element", "inet", "podwall_test", "denied", f"{{ {port} }}")
-
-    def open(self, place: str, version: int, kind: int, protocol: int = 0) -> socket.socket:
-        made = self.inside(place, lambda: socket.socket(FAMILY[version], kind, protocol))
-        made.settimeout(LIMIT_S)
-        return made
+        self.run("node", "nft", "add", "element", "inet", "podwall_test", "denied", f"{{ {port} }}")
 
     def listener(self, version: int, kind: int, port: int) -> socket.socket:
         made = self.open("right", version, kind)
@@ -137,18 +82,8 @@ class World:
 
 @pytest.fixture
 def world() -> Iterator[World]:
-    if os.geteuid() != 0:
-        pytest.skip("network namespaces need root")
-    whole = World()
-    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        whole.build()
-        enter(f"{whole.prefix}-node")
-        yield whole
-    finally:
-        assert not ctypes.CDLL(None).setns(before, 0x40000000)
-        os.close(before)
-        whole.remove()
+    with entered(World()) as made:
+        yield made
 
 
 @pytest.fixture

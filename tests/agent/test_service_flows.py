@@ -8,23 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import os
 import socket
-import subprocess
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from ipaddress import ip_address
-from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
 from agent.conntrack import Ended, Endpoint, Ends, Flow, list_flows
 from agent.nft.model import CtStatus, Proto
 from agent.service_flows import PROTOCOLS, Destination, Target, end_stale, must_end
-
-T = TypeVar("T")
+from tests.agent.sides import Sides, entered
 
 CLIENT = Endpoint(ip_address("10.244.1.7"), 41000)
 FRONTEND = Endpoint(ip_address("10.96.0.10"), 53)
@@ -70,7 +63,6 @@ def test_who_ends(flow: Flow, target: Target | None, was_frontend: bool, ends: b
 
 # Real flows
 
-FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 NETWORK = {4: "10.7.", 6: "fd07:"}
 SERVICE = {4: "10.7.96.1", 6: "fd07:96::1"}
 OTHER = {4: "10.7.96.2", 6: "fd07:96::2"}
@@ -88,74 +80,22 @@ table inet podwall_test {
 """
 
 
-def run(*words: str, data: str = "") -> None:
-    done = subprocess.run(words, input=data, text=True, capture_output=True, check=False, timeout=30)
-    assert not done.returncode, f"{' '.join(words)}: {done.stderr}"
-
-
-def enter(name: str) -> None:
-    with Path(f"/run/netns/{name}").open() as namespace:
-        assert not ctypes.CDLL(None).setns(namespace.fileno(), 0x40000000)
-
-
-class World:
-    """The namespaces; the node's is the test's own."""
-
-    def __init__(self) -> None:
-        self.prefix = f"podwallsf{os.getpid()}"
+class World(Sides):
+    """The sides, with two endpoints on the right, to which everything goes that the node has no route to."""
 
     def build(self) -> None:
-        for place in ("node", "left", "right"):
-            run("ip", "netns", "add", f"{self.prefix}-{place}")
-            run("ip", "netns", "exec", f"{self.prefix}-{place}", "sysctl", "-qw", NO_DAD)
-        for number, place in enumerate(("left", "right"), 1):
-            node, other = f"{self.prefix}-node", f"{self.prefix}-{place}"
-            lines = f"""link set lo up
-                link add {place} type veth peer name eth0 netns {other}
-                link set {place} up
-                addr add 10.7.{number}.1/24 dev {place}
-                addr add fd07:{number}::1/64 dev {place} nodad"""
-            run("ip", "-n", node, "-batch", "-", data=lines)
-            more = (
-                ""
-                if place == "left"
-                else "addr add 10.7.2.3/24 dev eth0\naddr add fd07:2::3/64 dev eth0 nodad"
-            )
-            lines = f"""link set eth0 up
-                addr add 10.7.{number}.2/24 dev eth0
-                addr add fd07:{number}::2/64 dev eth0 nodad
-                {more}
-                route add default via 10.7.{number}.1
-                route add default via fd07:{number}::1"""
-            run("ip", "-n", other, "-batch", "-", data=lines)
-        node = ("ip", "netns", "exec", f"{self.prefix}-node")
-        run(*node, "nft", "-f", "-", data=RULES)
-        run(*node, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+        super().build()
+        second = "addr add 10.7.2.3/24 dev eth0\naddr add fd07:2::3/64 dev eth0 nodad"
+        self.run("right", "ip", "-batch", "-", data=second)
+        self.run("node", "nft", "-f", "-", data=RULES)
         for version in (4, 6):
-            run(*node, "ip", f"-{version}", "route", "add", "default", "dev", "right")
-
-    def remove(self) -> None:
-        for place in ("node", "left", "right"):
-            subprocess.run(["ip", "netns", "del", f"{self.prefix}-{place}"], check=False, capture_output=True)
-
-    def inside(self, place: str, work: Callable[[], T]) -> T:
-        def there() -> T:
-            enter(f"{self.prefix}-{place}")
-            return work()
-
-        with ThreadPoolExecutor(1) as pool:
-            return pool.submit(there).result()
+            self.run("node", "ip", f"-{version}", "route", "add", "default", "dev", "right")
 
     def translate(self, version: int, address: str, port: int, *endpoints: str) -> None:
         """Lead an address and port to an endpoint's port 5353, or (none given) nowhere."""
         table = f"inet podwall_test to{version}"
         elements = (f"add element {table} {{ {address} . {port} : {each} . 5353 }}\n" for each in endpoints)
-        run("nft", "-f", "-", data=f"flush map {table}\n{''.join(elements)}")
-
-    def open(self, place: str, version: int, kind: int) -> socket.socket:
-        made = self.inside(place, lambda: socket.socket(FAMILY[version], kind))
-        made.settimeout(5)
-        return made
+        self.run("node", "nft", "-f", "-", data=f"flush map {table}\n{''.join(elements)}")
 
     def server(self, version: int, address: str, kind: int = socket.SOCK_DGRAM) -> socket.socket:
         made = self.open("right", version, kind)
@@ -165,21 +105,10 @@ class World:
         return made
 
 
-NO_DAD = "net.ipv6.conf.default.accept_dad=0"
-
-
 @pytest.fixture
 def world() -> Iterator[World]:
-    made = World()
-    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        made.build()
-        enter(f"{made.prefix}-node")
+    with entered(World()) as made:
         yield made
-    finally:
-        assert not ctypes.CDLL(None).setns(before, 0x40000000)
-        os.close(before)
-        made.remove()
 
 
 @pytest.fixture

@@ -1,0 +1,33 @@
+"""What tests ask of the machine: its own programs, and to be in another network namespace for a while."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lab import netns
+from lab.limits import SLOWNESS
+
+LIMIT_S = 30.0 * SLOWNESS
+
+
+def command(*words: str, data: str = "") -> str:
+    """What a program prints; its complaint becomes the test's failure."""
+    done = subprocess.run(words, input=data, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
+    return done.stdout
+
+
+@contextmanager
+def inside(where: Path) -> Iterator[None]:
+    """This thread, and those it starts, in a network namespace; afterwards it is back where it was."""
+    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        netns.enter(where)
+        yield
+    finally:
+        netns.enter(Path(f"/proc/self/fd/{before}"))
+        os.close(before)
