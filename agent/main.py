@@ -61,11 +61,12 @@ from agent.reconcile import Reconciler
 from agent.repairs import Repairs
 from agent.reports import Reports
 from agent.routes.kernel import RouteError, RouteKernel
-from agent.routes.plan import Plan, plan_routes, pod_mtu
+from agent.routes.plan import Uplink
+from agent.routing import Routing
 from agent.services import Services
 from agent.sources import source_of
 
-ROUTES, NODE = "routes", "node"  # the only keys of their reconcilers
+NODE = "node"  # the only key of its reconciler
 ALIVE_S = 1.0
 CLAIM_LIMIT_S = 2.0  # as long as another agent may need to end
 REAP_S = 60.0
@@ -95,9 +96,7 @@ class Agent:
         self.source = source_of(config, dict.fromkeys((*datapath.KINDS, *services.KINDS)))
         self.route_kernel = RouteKernel(config.sysctl_dir)
         self.wiring = Wiring(config.sysctl_dir)
-        self.plan = Plan()
         self.repairs = Repairs(time.time)
-        self._pod_mtu = 0
         self.reports = Reports(self.source.tell)
         self.datapath = Datapath(
             config,
@@ -115,11 +114,10 @@ class Agent:
             reports=self.reports,
             committed=lambda: self._announcing.mark(NODE),
         )
-        self.route_problems: tuple[str, ...] = ()
-        self.sysctl_problems: tuple[node.SysctlProblem, ...] = ()
-        self._routes = Reconciler[str]("routes", self._sync_routes, expected=RouteError)
+        self.routing = Routing(
+            config, self.route_kernel, self.datapath, found=self._use_link, routed=self._reachable
+        )
         self._announcing = Reconciler[str]("announcement", self._announce, expected=(AnnounceError, ApiError))
-        self._routed = False
         self._started = time.time()
         self.attachments = Attachments(
             config, Ledger(config.state_dir / "ledger.sqlite3", boot_id()), self.wiring, self
@@ -132,6 +130,16 @@ class Agent:
         if not self.config.load_balancer_pools:
             return None
         return LoadBalancer(self.config, self.datapath.store, self.source, self.reports, self.not_ready)
+
+    # When the way to other nodes is known
+
+    def _use_link(self, uplink: Uplink) -> None:
+        if self.load_balancer:
+            self.load_balancer.use_link(uplink.name, uplink.index)
+
+    def _reachable(self) -> None:
+        self.attachments.set_mtu(self.routing.pod_mtu)
+        self._announcing.mark(NODE)
 
     # What attachments ask: rules of the datapath, and whether Pods can be reached at all
 
@@ -151,9 +159,7 @@ class Agent:
             return "; ".join([reason, *self.source.problems()])
         if self.config.node_name not in self.datapath.store.snapshot.nodes:
             return f"there is no Node {self.config.node_name} in {self.config.cluster}: see node_name"
-        if not self._routed:
-            return f"the routes are not in the kernel yet: {self._routes.error or 'first sync under way'}"
-        return ""
+        return self.routing.not_ready()
 
     def not_ready_all(self) -> list[str]:
         """Everything in the way of Pods, for /readyz and status."""
@@ -166,64 +172,9 @@ class Agent:
             self.datapath.reconciler,
             self.services.reconciler,
             self.services.ended_flows,
-            self._routes,
+            self.routing.reconciler,
             self._announcing,
         )
-
-    # Routes
-
-    async def _sync_routes(self, _: frozenset[str]) -> None:
-        """Bring the routes to all Nodes into the kernel; without an own Node there is nothing to do yet."""
-        config, nodes = self.config, self.datapath.store.snapshot.nodes
-        own = nodes.get(config.node_name)
-        if own is None:
-            if "Node" in self.datapath.store.synced:
-                self.datapath.no_plan()
-            return
-        try:
-            uplink = await self.route_kernel.uplink(own.internal_ips)
-        except RouteError:
-            self.datapath.no_plan()
-            raise
-        plan = plan_routes(
-            config.node_name,
-            nodes.values(),
-            uplink,
-            config.mode,
-            vxlan_id=config.vxlan_id,
-            vxlan_port=config.vxlan_port,
-        )
-        await self._settle_sysctls(uplink.name, {cidr.version for cidr in own.pod_cidrs})
-        if self.load_balancer:
-            self.load_balancer.use_link(uplink.name, uplink.index)
-        await self.datapath.guard(plan)
-        changes = await self.route_kernel.sync(plan)
-        self.plan = plan
-        self._pod_mtu = config.mtu or pod_mtu(config.mode, plan, uplink.mtu)
-        self.attachments.set_mtu(self._pod_mtu)
-        self._routed = True
-        self._announcing.mark(NODE)
-        self._report_route_problems((*map(str, plan.problems), *changes.problems))
-        for step in changes.done:
-            log.info("event=routed step=%r", str(step))
-        metrics.ROUTES.labels("direct").set(sum(path.way == "direct" for path in plan.paths))
-        metrics.ROUTES.labels("vxlan").set(sum(path.way == "vxlan" for path in plan.paths))
-
-    async def _settle_sysctls(self, uplink: str, families: set[int]) -> None:
-        done, problems = await asyncio.to_thread(
-            node.settle, uplink, self.config.mode, families, self.config.sysctl_dir
-        )
-        for sysctl in done:
-            log.info("event=sysctl-set name=%s value=%s why=%r", sysctl.name, sysctl.value, sysctl.why)
-        for problem in set(problems) - set(self.sysctl_problems):
-            log.error("event=sysctl-problem problem=%r", str(problem))
-        self.sysctl_problems = problems
-
-    def _report_route_problems(self, problems: tuple[str, ...]) -> None:
-        for problem in problems:
-            if problem not in self.route_problems:
-                log.error("event=route-problem problem=%r", problem)
-        self.route_problems = problems
 
     # Life
 
@@ -263,15 +214,20 @@ class Agent:
     def _questions(self) -> Mapping[str, asked.Answer]:
         """What is answered on the socket beside the CNI's calls and the status."""
         holdings = held.Holdings(
-            self.config, self.datapath, self.services, self.attachments, self.load_balancer, lambda: self.plan
+            self.config,
+            self.datapath,
+            self.services,
+            self.attachments,
+            self.load_balancer,
+            lambda: self.routing.plan,
         )
         subject = proofs.Subject(
             self.config,
             self.datapath.kernel,
             {"Pods and policies": self.datapath.rules, "Services": self.services.rules},
             snapshot=lambda: self.datapath.store.snapshot,
-            plan=lambda: self.plan,
-            pod_mtu=lambda: self._pod_mtu,
+            plan=lambda: self.routing.plan,
+            pod_mtu=lambda: self.routing.pod_mtu,
             altered=self._distrust_rules,
             status=self.status,
             reach=self.source.reach,
@@ -298,7 +254,7 @@ class Agent:
             local=self.route_kernel.local_addresses,
             serving=lambda: (self.services.serving, self.services.why()),
             announced=lambda: sorted(map(str, balancer.announced())) if balancer else [],
-            tunnels=lambda: sorted({path.node for path in self.plan.paths if path.way == "vxlan"}),
+            tunnels=lambda: sorted({path.node for path in self.routing.plan.paths if path.way == "vxlan"}),
         )
 
     def _known(self) -> doctor.Known:
@@ -311,13 +267,13 @@ class Agent:
             self.config,
             own=own,
             peers=[node for node in snapshot.nodes.values() if node is not own],
-            ways=self.plan.paths,
-            pod_mtu=self._pod_mtu,
-            underlay=self.plan.underlay.version if self.plan.underlay else 4,
+            ways=self.routing.plan.paths,
+            pod_mtu=self.routing.pod_mtu,
+            underlay=self.routing.plan.underlay.version if self.routing.plan.underlay else 4,
             pod_cidrs=[cidr for node in snapshot.nodes.values() for cidr in node.pod_cidrs],
             agent={
                 "not_ready": self.not_ready_all(),
-                "problems": list(self.route_problems),
+                "problems": list(self.routing.problems),
                 "services": "on" if self.services.serving else "off",
                 "addresses": [{**each._asdict(), "cidr": str(each.cidr)} for each in addresses],
                 "object_problems": len(problems),
@@ -361,8 +317,8 @@ class Agent:
             tasks.create_task(self.datapath.ended_flows.loop())
             if self.load_balancer:
                 tasks.create_task(self.load_balancer.run())
-            tasks.create_task(self._routes.loop())
-            tasks.create_task(self._repair_routes())
+            tasks.create_task(self.routing.reconciler.loop())
+            tasks.create_task(self.routing.repair())
             tasks.create_task(self._announcing.loop())
             tasks.create_task(_every(ALIVE_S, self._sign_of_life))
             tasks.create_task(_every(REAP_S, self._reap))
@@ -375,9 +331,9 @@ class Agent:
         if self.load_balancer:
             self.load_balancer.take(event, changed)
         if isinstance(event, Synced) and event.kind == "Node":
-            self._routes.mark(ROUTES)  # to say that there is no plan, when there is no Node
+            self.routing.mark()  # to say that there is no plan, when there is no Node
         if any(each.kind == "Node" for each in changed):
-            self._routes.mark(ROUTES)
+            self.routing.mark()
             self._announcing.mark(NODE)
             self._take_pod_cidrs(self.datapath.store.snapshot.nodes.get(self.config.node_name))
 
@@ -402,13 +358,9 @@ class Agent:
             if foreign.lost or foreign.tables & services.TABLES:
                 self.services.resync()
 
-    async def _repair_routes(self) -> None:
-        async for _ in self.route_kernel.changes():
-            self._routes.mark(ROUTES)
-
     async def _resync(self) -> None:
         self._distrust_rules()
-        self._routes.mark(ROUTES)
+        self.routing.mark()
 
     async def _reap(self) -> None:
         reaped = await self.attachments.reap()
@@ -463,9 +415,10 @@ class Agent:
                 for each in self.attachments.addresses.use()
             ],
             "paths": [
-                {"node": path.node, "cidr": str(path.cidr), "way": path.way} for path in self.plan.paths
+                {"node": path.node, "cidr": str(path.cidr), "way": path.way}
+                for path in self.routing.plan.paths
             ],
-            "problems": [*map(str, self.sysctl_problems), *self.route_problems],
+            "problems": [*map(str, self.routing.sysctl_problems), *self.routing.problems],
             "object_problems": [report.to_json() for report in self.reports.current()[:MOST_PROBLEMS]],
             "object_problems_total": len(self.reports.current()),
             "denied_packets_seen": self.datapath.denials.packets,
