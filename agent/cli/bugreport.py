@@ -35,7 +35,7 @@ import click
 
 from agent.cli.agents import SELECTOR, Agents, SilentError
 from agent.cli.ask import Unreachable
-from agent.cli.cluster import Asked, live_cluster_options
+from agent.cli.cluster import Asked, listed, live_cluster_options
 from agent.cli.signals import handled
 from agent.cluster.client import ApiClient
 from agent.cluster.errors import ApiError
@@ -54,7 +54,6 @@ PARTS = (
     "configuration",
 )
 LOG_LINES, LOG_BYTES = 2000, 4 << 20
-PAGE = 500
 AT_ONCE = 4
 SPOOLED = 1 << 20
 """Bytes of a member that are held in memory; more of it waits in a file without a name."""
@@ -278,7 +277,7 @@ def pages(agents: Agents, node: str, part: str) -> Iterator[str]:
 def _of_api(client: ApiClient, archive: Archive) -> None:
     archive.add_json("versions.json", lambda: {"podwall": version("podwall"), "kubernetes": client.version()})
     for kind, path in OBJECTS.items():
-        archive.add(f"objects/{kind}.jsonl", _told(kind, _listed(client, path)))
+        archive.add(f"objects/{kind}.jsonl", _told(kind, listed(client, path)))
     for pod in _agents_pods(client, archive):
         _logs(client, archive, pod)
 
@@ -289,21 +288,9 @@ def _told(kind: str, items: Iterable[Any]) -> Iterator[str]:
             yield json.dumps(told)
 
 
-def _listed(client: ApiClient, path: str) -> Iterator[Any]:
-    joint, continues = "&" if "?" in path else "?", ""
-    while True:
-        page = client.read(
-            f"{path}{joint}limit={PAGE}" + (f"&continue={quote(continues)}" if continues else "")
-        )
-        yield from page["items"]
-        continues = page["metadata"].get("continue") or ""
-        if not continues:
-            return
-
-
 def _agents_pods(client: ApiClient, archive: Archive) -> list[Any]:
     try:
-        return list(_listed(client, f"/api/v1/pods?labelSelector={quote(SELECTOR)}"))
+        return list(listed(client, f"/api/v1/pods?labelSelector={quote(SELECTOR)}"))
     except ApiError as error:
         archive.miss("logs", error)
         return []

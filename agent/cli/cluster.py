@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # importing these takes longer than a command's help may
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_NAMESPACE = "default"
+PAGE = 500
 FILES = "a file or a directory; may be given several times."
 """What help says of an option that takes manifests."""
 
@@ -84,7 +85,17 @@ class Asked:
         """As snapshot, and where each object stands in the manifests. Raises Unreachable."""
         if not self.files:
             return self.snapshot(tell), {}
-        return _of_files(self.files, tell or _to_stderr)
+        snapshot, found = _of_files(self.files, tell or _to_stderr)
+        return snapshot, found.places
+
+    def with_templates(self) -> tuple[Snapshot, tuple[Pod, ...]]:
+        """As snapshot; manifests' with Pods by the templates of workloads that have none, and these Pods."""
+        if not self.files:
+            return self.snapshot(), ()
+        from agent.explain.imagined import with_pods  # noqa: PLC0415 - only this way needs it
+
+        snapshot, found = _of_files(self.files, _to_stderr)
+        return with_pods(snapshot, (each.body for each in found.documents))
 
     def agents(self) -> Agents:
         """The nodes' agents; none when manifests are asked. Raises Unreachable."""
@@ -198,23 +209,23 @@ def _manifests(files: tuple[Path, ...], tell: Callable[[str], None]) -> Manifest
     return found
 
 
-def _of_files(files: tuple[Path, ...], tell: Callable[[str], None]) -> tuple[Snapshot, Places]:
+def _of_files(files: tuple[Path, ...], tell: Callable[[str], None]) -> tuple[Snapshot, Manifests]:
     """What files say; of those that nobody has applied yet, what they would come to."""
     found = _manifests(files, tell)
     if any(isinstance(item, Pod) and item.ips for item in found.objects):
-        return snapshot_of(found.objects), found.places
+        return snapshot_of(found.objects), found
     from agent.cli.unapplied import NOTE, applied, is_unapplied  # noqa: PLC0415 - only this way needs it
     from lab.objects import ManifestError  # noqa: PLC0415
 
     if not is_unapplied(found.documents):
-        return snapshot_of(found.objects), found.places
+        return snapshot_of(found.objects), found
     try:
         objects = applied(found.documents)
     except ManifestError as error:
         tell(f"no Pod of these files has an address, and they cannot be applied: {error}")
-        return snapshot_of(found.objects), found.places
+        return snapshot_of(found.objects), found
     tell(NOTE)
-    return snapshot_of(objects), found.places
+    return snapshot_of(objects), found
 
 
 def _of_lab(tell: Callable[[str], None]) -> Snapshot:
@@ -256,19 +267,24 @@ def api_client(kubeconfig: Path, context: str) -> ApiClient:
     return ApiClient(credential_source(kubeconfig=kubeconfig, context=context), "podwall")
 
 
+def listed(client: ApiClient, path: str) -> Iterator[Any]:
+    """The items of a list, page by page. Raises ApiError."""
+    joint, continues = "&" if "?" in path else "?", ""
+    while True:
+        query = f"limit={PAGE}" + (f"&continue={quote(continues, safe='')}" if continues else "")
+        page = client.read(f"{path}{joint}{query}")
+        yield from page["items"]
+        continues = page["metadata"].get("continue") or ""
+        if not continues:
+            return
+
+
 def _nodes_of_api(kubeconfig: Path, context: str) -> tuple[str, ...]:
     from agent.cluster.errors import ApiError  # noqa: PLC0415 - only this way needs it
 
     client = api_client(kubeconfig, context)
-    names: list[str] = []
-    continues = ""
     try:
-        while True:
-            page = client.read(f"/api/v1/nodes?limit=500&continue={continues}")
-            names += (node["metadata"]["name"] for node in page["items"])
-            continues = quote(page["metadata"].get("continue", ""), safe="")
-            if not continues:
-                return tuple(sorted(names))
+        return tuple(sorted(node["metadata"]["name"] for node in listed(client, "/api/v1/nodes")))
     except ApiError as error:
         raise Unreachable(f"the API server cannot be asked: {error}") from error
     finally:

@@ -21,7 +21,7 @@ from agent.cluster.model import Pod
 from agent.explain.ends import columns_named, distinct, pods_named, port_of, takes_part
 from agent.explain.expect import written
 from agent.explain.groups import NO, OTHERWISE, Grouped, grouped
-from agent.explain.imagined import with_addresses, with_pods
+from agent.explain.imagined import with_addresses
 from agent.explain.labels import SelectorError, selector
 from agent.explain.matrix import Column, Matrix, Way, columns_of, matrix, sentence
 from agent.explain.seen import Observed, arrived, attempt, differs
@@ -130,13 +130,10 @@ def _draw(path: Path, decided: Matrix, seen: Observed) -> None:
 
 def _world(asked: Asked) -> tuple[World, tuple[str, ...]]:
     """The cluster, and what is said of it; what manifests leave open is imagined."""
-    snapshot = asked.snapshot()
+    snapshot, made = asked.with_templates()
     if asked.live:
         return World(snapshot), ()
-    from agent.cluster.manifests import load  # noqa: PLC0415 - only this way needs it
-
     notes = []
-    snapshot, made = with_pods(snapshot, (each.body for each in load(asked.files).documents))
     if made:
         notes.append(f"Pods as their workloads' templates describe them: {_few(sorted(map(_name, made)))}")
     snapshot, given = with_addresses(snapshot)

@@ -18,7 +18,7 @@ from agent.cluster.manifests import load
 from agent.cluster.model import KINDS, Kind, Object, Pod
 from agent.cluster.store import Snapshot
 from agent.explain.ends import workload_of
-from agent.explain.imagined import with_addresses, with_pods
+from agent.explain.imagined import TEMPLATES, with_addresses
 from agent.explain.overlay import Place, enforced, laid_over, rolled_out
 from agent.explain.plan import Backing, Cut, LiveFlow, Plan, Row, live_flows, plan
 from agent.explain.reach import EVERYWHERE, Group, takes_part
@@ -30,7 +30,6 @@ MOST_NAMED = 4
 MOST_CUT = 20  # connections that are told one by one; -o wide has all
 COLOURS = {"closes": "red", "opens": "green"}
 CLUSTER_SCOPED = ("Node", "Namespace")
-WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job", "CronJob")
 _WORDS: dict[Kind, tuple[str, ...]] = {
     "NetworkPolicy": ("networkpolicy", "networkpolicies", "netpol"),
     "Namespace": ("namespace", "namespaces", "ns"),
@@ -110,11 +109,11 @@ class _Change:
         documents = _documents(files, namespace)
         read = frozenset[object](KINDS)
         objects = tuple(_decoded(place, body) for place, body in documents if body.get("kind") in read)
-        workloads = tuple(body for _, body in documents if body.get("kind") in WORKLOADS)
+        workloads = tuple(body for _, body in documents if body.get("kind") in TEMPLATES)
         notes = tuple(
             f"{place}: {body.get('kind')} is not looked at"
             for place, body in documents
-            if body.get("kind") not in (*read, *WORKLOADS)
+            if body.get("kind") not in (*read, *TEMPLATES)
         )
         places: list[Place] = []
         for text in gone:
@@ -186,11 +185,8 @@ def _rehearse(asked: Asked, change: _Change, *, enforce_audit: bool, ask_flows: 
 
 def _present(asked: Asked) -> tuple[Snapshot, list[str]]:
     """The cluster as it is, and what is said of it; what manifests leave open is imagined."""
-    snapshot, notes = asked.snapshot(), []
-    if not asked.live:
-        snapshot, made = with_pods(snapshot, (each.body for each in load(asked.files).documents))
-        if made:
-            notes.append(f"{_counted(len(made), 'Pod')} as the workloads' templates describe them")
+    snapshot, made = asked.with_templates()
+    notes = [f"{_counted(len(made), 'Pod')} as the workloads' templates describe them"] if made else []
     snapshot, given = with_addresses(snapshot)
     if given:
         notes.append(

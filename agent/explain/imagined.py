@@ -21,7 +21,7 @@ from agent.explain.ends import Workload, workload_of
 
 RANGE = IPv4Network("100.64.0.0/10")
 MOST_REPLICAS = 2
-_TEMPLATES = {
+TEMPLATES = {
     "Deployment": ("spec", "template"),
     "StatefulSet": ("spec", "template"),
     "DaemonSet": ("spec", "template"),
@@ -29,6 +29,7 @@ _TEMPLATES = {
     "Job": ("spec", "template"),
     "CronJob": ("spec", "jobTemplate", "spec", "template"),
 }
+"""Where each kind of workload has its Pods' template."""
 
 
 def with_pods(snapshot: Snapshot, documents: Iterable[Mapping[str, Any]]) -> tuple[Snapshot, tuple[Pod, ...]]:
@@ -87,10 +88,10 @@ def _pods_of(body: Mapping[str, Any]) -> Iterator[Pod]:
     """The Pods that a workload's template describes; of what cannot be read none."""
     kind, metadata = str(body.get("kind")), _mapping(body, "metadata")
     name, namespace = metadata.get("name"), metadata.get("namespace", "default")
-    if kind not in _TEMPLATES or metadata.get("ownerReferences") or not isinstance(name, str):
+    if kind not in TEMPLATES or metadata.get("ownerReferences") or not isinstance(name, str):
         return
     replicas = _mapping(body, "spec").get("replicas", 1)
-    template = _mapping(body, *_TEMPLATES[kind])
+    template = _mapping(body, *TEMPLATES[kind])
     owner = Workload(kind, str(namespace), name)
     for number in range(1, 1 + min(replicas if isinstance(replicas, int) else 1, MOST_REPLICAS)):
         try:

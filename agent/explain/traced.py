@@ -25,7 +25,6 @@ from agent.explain.policy import Packet, judge
 
 MARKING = "podwall_trace_"  # the tables that mark the packets
 OWN_TABLES = frozenset({(each.family, each.name) for each in (TABLE, SERVICES_TABLE, ARP_TABLE)})
-MOST_NODES = 8
 
 _CLASS = re.compile(r"(ingress|egress)[46]_[0-9a-f]+")
 _RULE_COMMENT = re.compile(r"(?P<policy>.+/.+)/(?P<direction>ingress|egress)(?P<index>\[\d+\])")
