@@ -11,6 +11,7 @@ import pytest
 from agent.cli.ask import ask
 from lab.objects import Object
 from lab.world import Lab
+from tests.lab.following import every_node_follows
 from tests.lab.policies import LIMIT, namespace, pod, policy
 from tests.lab.services import until
 
@@ -32,6 +33,7 @@ def audited(of: Object) -> Object:
 @pytest.fixture
 def lab() -> Iterator[Lab]:
     with Lab(nodes=2, given=[*OBJECTS, audited(DENYING)]) as made:
+        every_node_follows(made)  # else a node may not know the peer by its name
         yield made
 
 

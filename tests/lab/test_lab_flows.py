@@ -28,6 +28,7 @@ from agent.nft.handles import rules
 from lab import netns
 from lab.limits import SLOWNESS
 from lab.world import Lab
+from tests.lab.following import every_node_follows
 from tests.lab.policies import namespace, pod, policy
 from tests.lab.services import eventually, port, service
 
@@ -62,6 +63,7 @@ def shop() -> Iterator[Lab]:
 
 def in_force(lab: Lab) -> None:
     """Return when all Services work; asked by IPv6, so that IPv4's connections are the tests' own."""
+    every_node_follows(lab)
     for source, address, number in (
         ("shop/web", lab.service("shop/api").address(6), 80),
         ("node1", lab.service("shop/open").address(6), 80),

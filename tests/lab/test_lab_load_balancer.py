@@ -229,6 +229,7 @@ def test_a_node_that_ends_hands_over(lab: Lab, prober: Prober) -> None:
     lab.agents[first].stop()
     outcomes: list[Outcome] = []
     while not answering(lab):
+        assert time.monotonic() - begin < LIMIT, "nobody answers for it"
         outcomes.append(lab.probe("outside", FOUR, 80))
     seconds = time.monotonic() - begin
     print(f"{FOUR} was handed over in {seconds:.2f} s, {len(outcomes)} connections meanwhile")
@@ -321,8 +322,9 @@ def test_statuses_follow_services(lab: Lab) -> None:
     assert answerer(lab, ip_address("172.30.0.205"))
     elected = state(lab, "node1")["elected"]
     told = until(lambda: state(lab, elected)["object_problems"])
-    said = CliRunner().invoke(status, ["--socket", str(lab.agents[answerer(lab)].socket)]).output
-    assert "pool lab, IPv4: 2 of 10 in use" in said
+    used, asked = "pool lab, IPv4: 2 of 10 in use", ["--socket", str(lab.agents[answerer(lab)].socket)]
+    said = services.eventually(lambda: CliRunner().invoke(status, asked).output, lambda text: used in text)
+    assert used in said
     assert str(FOUR) in next(line for line in said.splitlines() if "answers for" in line)
     assert [(each["object"], each["topic"]) for each in told] == [("default/greedy", "pool")]
     assert "172.30.0.205 was asked for, but Service default/asks has it" in told[0]["problem"]

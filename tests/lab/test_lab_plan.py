@@ -22,11 +22,13 @@ from agent.cli.main import main
 from lab.matrix import Matrix, Trial
 from lab.objects import Object
 from lab.world import Lab
+from tests.lab.following import every_node_follows
 from tests.lab.policies import LIMIT, expected_matrix, namespace, pod, policy
 from tests.lab.services import until
 from tests.lab.test_lab_policy_random import Chance
 
 CHANGES = 4
+SILENCE_S = 0.5
 PORT = 8080
 
 
@@ -176,6 +178,7 @@ def test_the_live_flows_that_end(lab: Lab, tmp_path: Path, name: str) -> None:
     live = dict(_connected(lab, [socket.SOCK_STREAM, socket.SOCK_DGRAM]))
     until(lambda: live.keys() <= _known(lab).keys(), LIMIT, "the agents do not know all flows")
     until(lambda: not over.keys() & _known(lab).keys(), LIMIT, "a connection that is closed is told as live")
+    every_node_follows(lab)
     objects, commits = lab.objects(), _commits(lab)
     audited = {**NARROW[name], "metadata": {**NARROW[name]["metadata"], "annotations": AUDIT}}
 
@@ -188,7 +191,9 @@ def test_the_live_flows_that_end(lab: Lab, tmp_path: Path, name: str) -> None:
 
     lab.apply([NARROW[name]])
     until(lambda: not any(node in _known(lab)[key] for key, node in told.items()), LIMIT, "a flow lives on")
-    assert {key for key, each in live.items() if _answers(each)} == live.keys() - told.keys()
+    silent = {key for key in told if not _answers(live[key], SILENCE_S)}
+    assert silent == told.keys()
+    assert {key for key, each in live.items() if key not in told and _answers(each)} == live.keys() - silent
     for each in live.values():
         each.close()
 
@@ -212,10 +217,10 @@ def _connected(lab: Lab, kinds: Iterable[int]) -> Iterator[tuple[tuple[str, int]
                     yield (str(ip_address(address)), port), opened
 
 
-def _answers(live: socket.socket) -> bool:
+def _answers(live: socket.socket, seconds: float = LIMIT) -> bool:
     try:
         live.sendall(b"still there\n")
-        live.settimeout(0.5)
+        live.settimeout(seconds)
         return bool(live.recv(64))
     except TimeoutError:
         return False

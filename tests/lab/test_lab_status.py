@@ -16,6 +16,7 @@ from agent.cli.main import main
 from lab import manifests, netns
 from lab.processes import until
 from lab.world import Lab
+from tests.lab.following import every_node_follows
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 GIVEN = [EXAMPLES / name for name in ("hello", "policies", "services")]
@@ -24,6 +25,7 @@ GIVEN = [EXAMPLES / name for name in ("hello", "policies", "services")]
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     with Lab(nodes=3, given=manifests.read(GIVEN)) as made:
+        every_node_follows(made)
         yield made
 
 
@@ -213,13 +215,18 @@ def test_policies_are_in_force_where_their_pods_are(lab: Lab) -> None:
     assert item["since"] <= time.time()
 
 
+def announced(said: Any) -> bool:
+    return any(of["kind"] == "Service" and of["state"] == "announced" for of in said["items"])
+
+
 def test_addresses_and_nodes(lab: Lab) -> None:
+    until(lambda: announced(read("get", "addresses")), 20, lambda: "no load balancer's address is announced")
     said = read("get", "addresses")
     pod = lab.pod("default/client")
     (own,) = (of for of in said["items"] if of["owner"] == "default/client" and ":" not in of["address"])
     assert (own["address"], own["node"]) == (str(pod.address(4)), pod.node)
     assert {of["node"] for of in said["ranges"]} == {"node1", "node2", "node3"}
-    assert any(of["kind"] == "Service" and of["state"] == "announced" for of in said["items"])
+    assert announced(said)
     nodes = {of["name"]: of for of in read("get", "nodes")["items"]}
     assert nodes["node1"]["reached_by"]["node2"] == {
         "10.244.1.0/24": "direct",

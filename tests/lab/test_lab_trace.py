@@ -21,6 +21,7 @@ from click.testing import CliRunner
 from agent.cli.main import main
 from lab.limits import SLOWNESS
 from lab.world import Lab
+from tests.lab.following import every_node_follows
 from tests.lab.policies import namespace, pod, policy
 from tests.lab.services import port, service, until
 
@@ -51,6 +52,7 @@ OBJECTS = (
 @pytest.fixture(scope="module")
 def shop() -> Iterator[Lab]:
     with Lab(nodes=2, given=OBJECTS) as made:
+        every_node_follows(made)
         for source, address, number in (
             ("shop/web", made.service("shop/api").address(4), 80),
             ("outside", made.node("node1").addresses[0], 30081),
@@ -144,7 +146,7 @@ def test_each_step_is_told_in_order(shop: Lab, case: Case, family: str) -> None:
 
 
 def test_udp_is_followed_too(shop: Lab) -> None:
-    found = traced("stranger", "pod/api:8080", "--protocol", "udp", "--timeout", "0.5")
+    found = traced("stranger", "pod/api:8080", "--protocol", "udp")
     assert (found["cause"], found["steps"][-1]["node"]) == ("denied", "node2")
 
 
@@ -184,7 +186,7 @@ def test_rules_of_somebody_else_are_named(shop: Lab) -> None:
     )
     assert shop.run("node1", ["nft", foreign]).returncode == 0
     try:
-        found = traced("web", "pod/open:8080", "--timeout", "0.5")
+        found = traced("web", "pod/open:8080")
     finally:
         shop.run("node1", ["nft", "delete table inet foreign"])
     assert found["cause"] == "dropped"
@@ -194,7 +196,7 @@ def test_rules_of_somebody_else_are_named(shop: Lab) -> None:
 def test_what_never_comes_to_the_other_node_is_said(shop: Lab) -> None:
     shop.unplug("node2")
     try:
-        found = traced("web", "pod/open:8080", "--timeout", "0.5")
+        found = traced("web", "pod/open:8080")
     finally:
         shop.plug("node2")
     assert found["cause"] == "lost"

@@ -21,6 +21,7 @@ from scapy.packet import Packet, Raw
 from lab.limits import SLOWNESS
 from lab.names import Address
 from lab.world import Lab
+from tests.lab.following import every_node_follows
 from tests.lab.policies import pod
 from tests.lab.services import (
     FAMILIES,
@@ -73,6 +74,7 @@ def lab() -> Iterator[Lab]:
         service("default/both", labels, type="NodePort", sessionAffinity="ClientIP"),
     ]
     with Lab(nodes=2, given=made) as found:
+        every_node_follows(found)
         wait_for_frontends(found, *PODS, "both")
         open_to_all = [
             Asking(source, address, 80)
