@@ -15,10 +15,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from agent.cli.ask import ask
 from lab.limits import SLOWNESS
 from lab.objects import Object, key_of
 from lab.processes import until
@@ -274,6 +275,16 @@ def test_flows_that_are_denied_end_and_no_others(lab: Lab, what: str) -> None:
         print(f"{what}: the last of a denied flow came after {lasted * 1000:.0f} ms")
 
 
+def ended(lab: Lab, source: str) -> bool:
+    """Whether the servers' own nodes know no live flow that this Pod began."""
+    for server in SERVERS:
+        found = cast("dict[str, Any]", ask(lab.agents[lab.pod(server).node].socket, "flows", {}))["flows"]
+        ends = [(each["source"]["pod"], each["destination"]["pod"]) for each in found if not each["closed"]]
+        if (source, server) in ends:
+            return False
+    return True
+
+
 def test_what_ended_cannot_begin_again_in_the_middle(lab: Lab) -> None:
     """Both ends still have the connection: what they send meets no policy that would open it anew."""
     lab.apply(base(), prune=True)
@@ -284,6 +295,7 @@ def test_what_ended_cannot_begin_again_in_the_middle(lab: Lab) -> None:
         own = [address.packed for address in lab.pod("live/cut").addresses]
         cut = flows.of("live/cut")
         denied = [flow for flow in cut if flow.kind == socket.SOCK_STREAM]
+        until(lambda: ended(lab, "live/cut"), 5, lambda: "its flows are still known")
         until(lambda: all(time.monotonic() - flow.last > 0.3 for flow in cut), 5, lambda: "still flows")
         seen = len(heard.frames)
         for _ in range(5):
