@@ -6,16 +6,16 @@
                 `from_node`: the node itself began it, whom policies do not ask
     follow      denials and flows from now on: see `agent.following`
 
-An answer has no more than fits into a message on the socket, names may be long, and says how many there are.
+An answer says how many there are, also where not all of them fit into it.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
+from agent.calls import Answer, Body, listed
 from agent.cluster.model import IPAddress
 from agent.compile.names import TABLE
 from agent.conntrack import ConntrackError, Endpoint, Flow, list_flows
@@ -25,15 +25,10 @@ from agent.following import Following, Unlogged
 from agent.headers import PROTOCOL_NAMES
 from agent.nft.handles import KernelRule, rules
 from agent.routes.kernel import RouteError
-from cni import spec, wire
+from cni import spec
 from cni.spec import CniError
 
-ROOM = wire.LIMIT - 1024
-"""Bytes for what is listed in one answer."""
 MOST_FLOWS = 4000  # more hardly have room; naming and measuring them takes 45 ms of the event loop
-
-Body = Mapping[str, Any]
-Answer = Callable[[Body], Awaitable[object]]
 
 
 def answers(datapath: Datapath) -> Mapping[str, Answer]:
@@ -77,16 +72,6 @@ def answers(datapath: Datapath) -> Mapping[str, Answer]:
         "follow": following.follow,
         "unfollow": following.unfollow,
     }
-
-
-def listed(what: str, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The first of the items, as many as there is room for, and the number of all."""
-    room = ROOM
-    for count, item in enumerate(items):
-        room -= len(json.dumps(item)) + 2
-        if room < 0:
-            return {what: items[:count], "total": len(items)}
-    return {what: items, "total": len(items)}
 
 
 def denied_json(denied: Denied) -> dict[str, Any]:

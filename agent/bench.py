@@ -24,12 +24,13 @@ import json
 import logging
 import secrets
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any, Protocol
 
 from agent.bench_worker import PORTS, RAW
+from agent.calls import Answer, Body
 from cni import spec
 from cni.result import Result
 from cni.spec import AttachmentKey, CniError, Request
@@ -39,8 +40,6 @@ LEASE_S = 10.0
 MOST_SECONDS = 1.0
 """Of one turn."""
 ANSWER_S = 8.0  # of one worker; the command waits ten for the agent
-
-Body = Mapping[str, Any]
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +126,7 @@ class Bench:
         self._turn = asyncio.Lock()
         self._watch: asyncio.Task[None] | None = None
 
-    def answers(self) -> Mapping[str, Callable[[Body], Awaitable[object]]]:
+    def answers(self) -> Mapping[str, Answer]:
         """Each call's answer."""
         return {
             "bench.open": self.open,

@@ -23,9 +23,9 @@ import zlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-from agent.asked import Answer
+from agent.calls import Answer, Body
 from agent.config import Config
 from agent.explain.filters import HOOKS
 from agent.nft import foreign
@@ -78,7 +78,7 @@ def answers(config: Config) -> Mapping[str, Answer]:
     """The call `bugreport`."""
     kept: dict[str, _Made] = {}
 
-    async def bugreport(body: Mapping[str, Any]) -> object:
+    async def bugreport(body: Body) -> object:
         part, at, of = str(body.get("part", "")), int(body.get("at") or 0), str(body.get("of") or "")
         if part not in PARTS:
             raise CniError(spec.INVALID_CONFIG, f"{part!r} is none of {', '.join(PARTS)}")

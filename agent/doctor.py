@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from agent import features, kube_proxy, node
+from agent.calls import Answer, Body
 from agent.cluster.client import ApiClient
 from agent.cluster.credentials import (
     SERVICE_ACCOUNT,
@@ -129,10 +130,10 @@ class Known:
     pod_cidrs: Sequence[IPNetwork] = ()
 
 
-def answers(known: Callable[[], Known]) -> Mapping[str, Callable[[Mapping[str, Any]], Awaitable[object]]]:
+def answers(known: Callable[[], Known]) -> Mapping[str, Answer]:
     """The call `doctor`."""
 
-    async def doctor(body: Mapping[str, Any]) -> object:
+    async def doctor(body: Body) -> object:
         return await asyncio.to_thread(facts, known())
 
     return {"doctor": doctor}

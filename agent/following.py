@@ -11,12 +11,12 @@ but did not log, for their limit, is counted as well, by their counters.
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
+from agent.calls import Body, Room
 from agent.cluster.model import IPAddress
 from agent.compile.names import TABLE
 from agent.conntrack import Flow
@@ -96,18 +96,12 @@ class Session:
         """
         now = time.time()
         unlogged = await self._unlogged.since(self._logged)
-        room = ROOM
-
-        def fits(told: Told) -> bool:
-            nonlocal room
-            room -= len(json.dumps(told)) + 2
-            return room >= 0
-
+        room = Room(ROOM)
         self._held += map(self._denied_json, self._denials.take())
         denials = []
-        while self._held and fits(self._held[0]):
+        while self._held and room.takes(self._held[0]):
             denials.append(self._held.pop(0))
-        flows = self._events.take(fits) if self._events else []
+        flows = self._events.take(room.takes) if self._events else []
         lost = self._datapath.denials.lost - self._lost_before
         left = [each["time"] for each in self._held[:1]]
         left += [self._events.first["time"]] if self._events and self._events.first else []
@@ -145,7 +139,7 @@ class Following:
         self._datapath, self._flow_json, self._denied_json = datapath, flow_json, denied_json
         self._sessions = Sessions[Session](MOST_SESSIONS, EXPIRES_S)
 
-    async def follow(self, body: Mapping[str, Any]) -> object:
+    async def follow(self, body: Body) -> object:
         """Answer the call. Raises CniError."""
         session = self._sessions.get(str(body.get("session", ""))) or self._begin(bool(body.get("flows")))
         try:
@@ -153,7 +147,7 @@ class Following:
         except OSError as error:
             raise CniError(spec.TRY_AGAIN_LATER, f"the rules cannot be listed: {error}") from error
 
-    async def unfollow(self, body: Mapping[str, Any]) -> object:
+    async def unfollow(self, body: Body) -> object:
         """End a session at once."""
         self._sessions.end(str(body.get("session", "")))
         return None

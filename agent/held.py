@@ -11,14 +11,13 @@ message on the socket; who asks on with `next` gets the rest, also when objects 
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
-from agent.asked import ROOM
+from agent.calls import ROOM, Answer, Body, Room
 from agent.cluster.model import Direction, IPAddress, NetworkPolicy, Node, Service
 from agent.compile.policy import PolicyClass
 from agent.compile.service import Backends
@@ -39,7 +38,6 @@ MOST_ENDPOINTS = 1000
 DIRECTIONS: tuple[Direction, ...] = ("Ingress", "Egress")
 
 Key: TypeAlias = tuple[str, ...]
-Body: TypeAlias = Mapping[str, Any]
 Describe: TypeAlias = Callable[[], dict[str, Any]]
 
 
@@ -223,7 +221,7 @@ class Holdings:
         }
 
 
-def answers(holdings: Holdings) -> Mapping[str, Callable[[Body], Awaitable[object]]]:
+def answers(holdings: Holdings) -> Mapping[str, Answer]:
     """The call `held`, by its name on the socket."""
 
     async def held(body: Body) -> object:
@@ -246,11 +244,11 @@ def page(
     is the key's first word.
     """
     keys = sorted(key for key in things if _is_asked(key, namespace, name))
+    left = Room(room)
     items: list[dict[str, Any]] = []
     for key in keys[bisect_right(keys, after) if after else 0 :]:
         item = things[key]()
-        room -= len(json.dumps(item)) + 2
-        if room < 0 and items:
+        if not left.takes(item) and items:
             return {"items": items, "total": len(keys), "next": list(after)}
         items.append(item)
         after = key

@@ -211,7 +211,7 @@ class Agent:
                 web.close()
             log.info("event=stopped node=%s", self.config.node_name)
 
-    def _questions(self) -> Mapping[str, asked.Answer]:
+    def _questions(self) -> Mapping[str, calls.Answer]:
         """What is answered on the socket beside the CNI's calls and the status."""
         holdings = held.Holdings(
             self.config,

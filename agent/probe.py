@@ -28,13 +28,14 @@ import resource
 import selectors
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from agent.calls import Answer, Body
 from agent.cluster.model import IPAddress, Pod
 from agent.pods.model import Attachment
 from agent.pods.rtnetlink import Rtnetlink
@@ -59,9 +60,6 @@ _REFUSED = (errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE)
 _DNS_PORT = 53
 _DNS_STATUS = b"\x70\x77\x10" + bytes(9)
 """A server status request (RFC 1035, OPCODE 2): refused at once, where a name might be asked of others."""
-
-
-Body = Mapping[str, Any]
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +99,7 @@ FindInside = Callable[[str, str], Inside | str | None]
 """Where the network namespace of a Pod is, by its namespace and name; see `inside_of`."""
 
 
-def answers(find_inside: FindInside) -> Mapping[str, Callable[[Body], Awaitable[object]]]:
+def answers(find_inside: FindInside) -> Mapping[str, Answer]:
     """The call `probe`; one question is answered at a time, so that descriptors are bounded."""
     turn = asyncio.Lock()
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent import features, reachability
-from agent.asked import Body, listed
+from agent.calls import Answer, Body, listed
 from agent.cluster.errors import ApiError
 from agent.cluster.store import Snapshot
 from agent.config import Config
@@ -90,9 +90,9 @@ class OneByOne:
             return self._last
 
 
-def answers(subject: Subject) -> Mapping[str, Callable[[Body], Awaitable[object]]]:
+def answers(subject: Subject) -> Mapping[str, Answer]:
     """Each proof, by its name on the socket."""
-    proofs: dict[str, Callable[[Body], Awaitable[object]]] = {
+    proofs: dict[str, Answer] = {
         "rules": OneByOne(lambda: rules(subject)),
         "paths": OneByOne(lambda: paths(subject), lambda: 0.0 if subject.plan().vxlan else ERRORS_EVERY_S),
         "filters": OneByOne(lambda: filters(subject)),

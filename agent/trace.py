@@ -19,12 +19,13 @@ import secrets
 import selectors
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any
 
+from agent.calls import Answer, Body
 from agent.cluster.model import IPAddress
 from agent.datapath import Datapath
 from agent.denials import link_name
@@ -43,8 +44,6 @@ MOST_STEPS, MOST_MATCHES = 2000, 256
 WAIT_S, MOST_WAIT_S = 1.5, 6.0
 _NUMBERS = {name.upper(): number for number, name in PROTOCOL_NAMES.items()}
 
-Body = Mapping[str, Any]
-
 
 @dataclass(slots=True)
 class Session:
@@ -61,7 +60,7 @@ class Session:
             self.attempt.close()
 
 
-def answers(datapath: Datapath, find_inside: FindInside) -> Mapping[str, Callable[[Body], Awaitable[object]]]:
+def answers(datapath: Datapath, find_inside: FindInside) -> Mapping[str, Answer]:
     """The four calls."""
     sessions = Sessions[Session](MOST_SESSIONS, EXPIRES_S)
 

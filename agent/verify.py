@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from typing import Any
 
+from agent.calls import Answer, Body
 from agent.cluster.model import IPAddress
 from agent.compile.names import SERVICES_TABLE, TABLE
 from agent.config import Config
@@ -32,9 +33,6 @@ from cni.spec import CniError
 MOST_PICKS = 64
 SOURCE_PORT = 49152  # any that is given to clients: no rule asks for it
 LOOPBACK = "lo"
-
-Body = Mapping[str, Any]
-Answer = Callable[[Body], Awaitable[object]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.asked import listed
+from agent.calls import listed
 from cni import wire
 
 CASES = {
