@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from lab import netns
 from lab.limits import SLOWNESS
 
 LIMIT_S = 30.0 * SLOWNESS
+CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def command(*words: str, data: str = "") -> str:
@@ -24,9 +27,23 @@ def command(*words: str, data: str = "") -> str:
 @contextmanager
 def inside(where: Path) -> Iterator[None]:
     """This thread, and those it starts, in a network namespace; afterwards it is back where it was."""
+    with _back_afterwards():
+        netns.enter(where)
+        yield
+
+
+@contextmanager
+def own_netns() -> Iterator[None]:
+    """This thread, and those it starts, in an empty network namespace that nobody else can name."""
+    with _back_afterwards():
+        assert _libc.unshare(CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+        yield
+
+
+@contextmanager
+def _back_afterwards() -> Iterator[None]:
     before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        netns.enter(where)
         yield
     finally:
         netns.enter(Path(f"/proc/self/fd/{before}"))

@@ -14,7 +14,6 @@ import select
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -29,18 +28,13 @@ from lab.agents import Agent
 from lab.names import NodePlace
 from lab.processes import until
 from lab.runtime import PluginError, Runtime, Sandbox
+from tests.linux import command
 
 NAME = "node1"
 CIDRS = ("10.244.1.0/24", "fd00:10:244:1::/64")
 ADDRESSES = ("172.31.0.11", "fd31::11")
 LINK = re.compile(r"podwall[0-9a-f]{8}|podwalli[0-9a-f]{7}")
 LIMIT_S = 10.0
-
-
-def command(*words: str, data: str = "") -> str:
-    done = subprocess.run(words, input=data, capture_output=True, text=True, timeout=30, check=False)
-    assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
-    return done.stdout
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,8 @@ from cni.spec import TRY_AGAIN_LATER
 from lab import netns
 from lab.processes import until
 from lab.runtime import PluginError, Sandbox
-from tests.agent.node import CIDRS, Node, command, made
+from tests.agent.node import CIDRS, Node, made
+from tests.linux import command
 
 
 @pytest.fixture(scope="module")

@@ -5,16 +5,13 @@ sender --frames--> veth --> rule: log group 9619 prefix "podwall ingress 1a2b", 
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 import os
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from ipaddress import ip_address
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,6 +39,7 @@ from agent.nflog import Logged, Nflog, NflogError, packet
 from agent.nft.model import TcpFlag
 from lab.limits import SLOWNESS
 from tests.agent.waiting import eventually
+from tests.linux import command, own_netns
 
 GROUP = 9619
 PREFIX = "podwall ingress 1a2b"
@@ -58,20 +56,12 @@ MAC = "02:00:00:00:00:01"
 V4, V6 = {"src": "10.8.0.2", "dst": "10.8.0.1"}, {"src": "fd08::2", "dst": "fd08::1"}
 
 
-def command(*words: str, data: str = "") -> None:
-    done = subprocess.run(words, input=data, text=True, capture_output=True, check=False, timeout=30)
-    assert not done.returncode, f"{' '.join(words)}: {done.stderr}"
-
-
 @pytest.fixture
 def sender() -> Iterator[socket.socket]:
     """A namespace around the test, with a socket whose frames arrive at the rule."""
     if os.geteuid() != 0:
         pytest.skip("network namespaces need root")
-    libc = ctypes.CDLL(None)
-    before = os.open(Path("/proc/thread-self/ns/net"), os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        assert not libc.unshare(0x40000000)
+    with own_netns():
         command("ip", "link", "add", "podwall0", "address", MAC, "type", "veth", "peer", "name", "podwall1")
         silent = "net.ipv6.conf.podwall1.disable_ipv6=1"  # or the kernel itself would send there
         command("sysctl", "-qw", "net.ipv6.conf.podwall0.disable_ipv6=0", silent)
@@ -80,9 +70,6 @@ def sender() -> Iterator[socket.socket]:
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as made:
             made.bind(("podwall1", 0))
             yield made
-    finally:
-        assert not libc.setns(before, 0x40000000)
-        os.close(before)
 
 
 def frame(of: Packet) -> bytes:

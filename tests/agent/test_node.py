@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import json
 import os
@@ -15,6 +14,7 @@ import pytest
 
 from agent import node
 from agent.routes.plan import Mode
+from lab import netns
 
 READY = {
     "net/ipv4/ip_forward": "1",
@@ -112,15 +112,11 @@ def fresh_namespace() -> Iterator[ThreadPoolExecutor]:
     name = f"podwall-node{os.getpid()}"
     subprocess.run(["ip", "netns", "add", name], check=True)
 
-    def enter() -> None:
-        with Path(f"/run/netns/{name}").open() as namespace:
-            assert not ctypes.CDLL(None).setns(namespace.fileno(), 0x40000000)
-
     try:
         subprocess.run(
             ["ip", "-n", name, "link", "add", "eth0", "type", "veth", "peer", "name", "eth1"], check=True
         )
-        with ThreadPoolExecutor(1, initializer=enter) as thread:
+        with ThreadPoolExecutor(1, initializer=netns.enter, initargs=(netns.path(name),)) as thread:
             yield thread
     finally:
         subprocess.run(["ip", "netns", "del", name], check=True)

@@ -9,7 +9,7 @@ import pytest
 
 from agent.path_mtu import measure
 from lab import netns
-from tests.agent.node import command
+from tests.linux import command
 
 FIRST, ROUTER, SECOND = "podwall-tmtu1", "podwall-tmtu2", "podwall-tmtu3"
 ADDRESS = {4: "172.31.2.2", 6: "fd31:2::2"}

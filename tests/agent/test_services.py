@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import json
-import os
 import subprocess
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from ipaddress import ip_address, ip_network
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,6 +40,7 @@ from agent.reports import Reports
 from agent.rules import Rules
 from agent.services import KINDS, Services
 from cni.spec import PortMapping
+from tests.linux import command, own_netns
 
 LIMIT_S = 20.0
 NODE = Node(
@@ -93,21 +91,9 @@ def endpoints(*addresses: str, of: Service = WEB, **fields: Any) -> EndpointSlic
 @pytest.fixture(autouse=True)
 def namespace() -> Iterator[None]:
     """A network namespace of the test's own, with its loopback."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    before = os.open(Path("/proc/thread-self/ns/net"), os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        assert libc.unshare(0x40000000) == 0, os.strerror(ctypes.get_errno())
-        run("ip", "link", "set", "lo", "up")
+    with own_netns():
+        command("ip", "link", "set", "lo", "up")
         yield
-    finally:
-        assert libc.setns(before, 0x40000000) == 0
-        os.close(before)
-
-
-def run(*words: str) -> str:
-    done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
-    assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
-    return done.stdout
 
 
 def there(name: str) -> bool:
@@ -117,7 +103,7 @@ def there(name: str) -> bool:
 
 def elements(name: str) -> list[Any]:
     """What a set or map of the table holds, as nft lists it."""
-    listed = json.loads(run("nft", "-j", "list", "map", *TABLE, name))["nftables"]
+    listed = json.loads(command("nft", "-j", "list", "map", *TABLE, name))["nftables"]
     (found,) = (each["map"] for each in listed if "map" in each)
     return found.get("elem", [])
 
@@ -266,15 +252,15 @@ def test_a_restart_commits_only_what_differs_and_leaves_clients_with_their_endpo
         world.synced()
         async with world.running(POD):
             await world.settled()
-        run("nft", f"add element {' '.join(TABLE)} sticky4 {{ 192.0.2.1 . 7 timeout 1h : 9 }}")
-        listed = run("nft", "-s", "list", "table", *TABLE)
+        command("nft", f"add element {' '.join(TABLE)} sticky4 {{ 192.0.2.1 . 7 timeout 1h : 9 }}")
+        listed = command("nft", "-s", "list", "table", *TABLE)
         world.restart()
         sizes = watched(world)
         async with world.running(POD):
             await world.settled()
             assert world.services.rules.commits == 0
             assert sizes == [0]
-            assert without_times(run("nft", "-s", "list", "table", *TABLE)) == without_times(listed)
+            assert without_times(command("nft", "-s", "list", "table", *TABLE)) == without_times(listed)
         world.restart()
         world.upsert(endpoints("10.244.1.9"))
         sizes = watched(world)
@@ -320,13 +306,13 @@ def test_foreign_changes_are_undone() -> None:
                 "add element inet podwall_services frontends4 { 10.96.0.99 . 6 . 80 : 7 }",
                 "flush chain inet podwall_services services_output",
             ):
-                before = run("nft", "-s", "list", "table", *TABLE)
-                run("nft", spoil)
+                before = command("nft", "-s", "list", "table", *TABLE)
+                command("nft", spoil)
                 foreign = await anext(changes)
                 assert {table.name for table in foreign.tables} == {"podwall_services"}
                 world.services.resync()
                 await world.settled()
-                assert run("nft", "-s", "list", "table", *TABLE) == before, spoil
+                assert command("nft", "-s", "list", "table", *TABLE) == before, spoil
 
     story(body)
 
@@ -425,23 +411,23 @@ def test_auto_steps_aside_for_kube_proxy_and_comes_back(
     async def body(world: World) -> None:
         world.upsert(NODE, WEB, endpoints("10.244.1.7"))
         world.synced()
-        run("sh", "-c", made)
+        command("sh", "-c", made)
         async with world.running(POD):
             await world.settled()
             status = world.services.status()
             assert status["state"] == "off"
             assert "kube-proxy" in str(status["why"])
-            assert "frontends4" not in run("nft", "list", "table", *TABLE)
+            assert "frontends4" not in command("nft", "list", "table", *TABLE)
             assert len(elements("host_ports4")) == 1, "ports of Pods are not kube-proxy's"
-            run("sh", "-c", removed)
+            command("sh", "-c", removed)
             await until(lambda: world.services.serving)
             await world.settled()
             assert len(elements("frontends4")) == 1
             assert world.services.status()["state"] == "on"
-            run("sh", "-c", made)
+            command("sh", "-c", made)
             await until(lambda: not world.services.serving)
             await world.settled()
-            assert "frontends4" not in run("nft", "list", "table", *TABLE)
+            assert "frontends4" not in command("nft", "list", "table", *TABLE)
             assert len(elements("host_ports4")) == 1
 
     story(body, services="auto")
@@ -452,12 +438,12 @@ def test_who_says_so_is_not_asked_again(setting: str, state: str) -> None:
     async def body(world: World) -> None:
         world.upsert(NODE, WEB, endpoints("10.244.1.7"))
         world.synced()
-        run("nft", "add table ip kube-proxy")
+        command("nft", "add table ip kube-proxy")
         async with world.running():
             await world.settled()
             status = world.services.status()
             assert (status["state"], status["why"]) == (state, f"services: {setting}")
-            assert ("frontends4" in run("nft", "list", "table", *TABLE)) is (state == "on")
+            assert ("frontends4" in command("nft", "list", "table", *TABLE)) is (state == "on")
 
     story(body, services=setting)
 

@@ -23,7 +23,8 @@ from agent.cli import ask as cli
 from lab import netns
 from lab.processes import until
 from lab.runtime import Sandbox
-from tests.agent.node import ADDRESSES, NAME, Node, command, made
+from tests.agent.node import ADDRESSES, NAME, Node, made
+from tests.linux import command
 
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 NODE_AT = dict(zip((4, 6), ADDRESSES, strict=True))

@@ -16,7 +16,6 @@ import contextlib
 import itertools
 import os
 import socket
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
@@ -36,20 +35,12 @@ from agent.routes.plan import Mode, Plan, plan_routes
 from cni.spec import AttachmentKey
 from lab import netns
 from lab.capture import Capture
-from lab.limits import SLOWNESS
+from tests.linux import command
 
 PORT = 4444
 VXLAN_ID, VXLAN_PORT = 9619, 4789
 WORLDS = itertools.count(1)
 PODS = {"attacker": (1, 11), "neighbour": (1, 12), "remote": (2, 13)}
-
-
-def command(*arguments: str, data: str = "") -> str:
-    done = subprocess.run(
-        arguments, input=data, text=True, capture_output=True, check=False, timeout=30 * SLOWNESS
-    )
-    assert not done.returncode, f"{' '.join(arguments)}: {done.stderr}"
-    return done.stdout
 
 
 @dataclass

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import ctypes
 import http.client
 import json
 import os
@@ -28,8 +27,9 @@ import pytest
 
 from agent.cluster.client import ApiClient
 from agent.cluster.credentials import Credentials, CredentialSource
+from lab import netns
+from tests.linux import command, inside
 
-CLONE_NEWNET = 0x40000000
 NETNS = f"podwall-api{os.getpid()}"
 LIMIT_S = 60.0
 TOKEN = "podwall-test-token"
@@ -65,26 +65,6 @@ def until(condition: Callable[[], object], limit_s: float = LIMIT_S, what: str =
     while not condition():
         assert time.monotonic() < end, f"not within {limit_s} s: {what}"
         time.sleep(0.02)
-
-
-def _setns(descriptor: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.setns(descriptor, CLONE_NEWNET):
-        raise OSError(ctypes.get_errno(), "setns")
-
-
-@contextlib.contextmanager
-def inside(netns: str) -> Iterator[None]:
-    """This thread, and those it starts, in the namespace."""
-    here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    there = os.open(f"/run/netns/{netns}", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        _setns(there)
-        yield
-    finally:
-        _setns(here)
-        os.close(here)
-        os.close(there)
 
 
 class Server:
@@ -149,7 +129,7 @@ class Server:
     def call(self, method: str, path: str, body: Any = None, token: str = TOKEN) -> tuple[int, Any]:
         """One request, past everything that is tested."""
         context = ssl.create_default_context(cafile=str(self.directory / "ca.crt"))
-        with inside(NETNS):
+        with inside(netns.path(NETNS)):
             connection = http.client.HTTPSConnection("127.0.0.1", self.port, context=context, timeout=30)
             try:
                 kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
@@ -217,7 +197,7 @@ class Cluster:
         self._etcd("/v3/kv/compaction", {"revision": revision, "physical": True})
 
     def _etcd(self, path: str, body: Any) -> Any:
-        with inside(NETNS):
+        with inside(netns.path(NETNS)):
             connection = http.client.HTTPConnection("127.0.0.1", 2379, timeout=30)
             try:
                 connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
@@ -245,11 +225,6 @@ class Cluster:
     def client(self, **changes: Any) -> ApiClient:
         given = self.credentials(**changes)
         return ApiClient(CredentialSource(lambda: given))
-
-
-def command(*arguments: str) -> None:
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
-    assert not done.returncode, f"{' '.join(arguments)}: {done.stderr}"
 
 
 def make_certificates(directory: Path) -> None:
@@ -300,7 +275,7 @@ def running_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluste
 @pytest.fixture
 def cluster(running_cluster: Cluster) -> Iterator[Cluster]:
     """The cluster, empty and with both servers ready; the test runs in its namespace."""
-    with inside(NETNS):
+    with inside(netns.path(NETNS)):
         for server in (running_cluster.a, running_cluster.b):
             if server.process is None:
                 server.start()

@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import os
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
@@ -25,18 +24,13 @@ from agent.cluster.model import IPAddress
 from lab import netns
 from lab.capture import Capture
 from lab.limits import SLOWNESS
+from tests.linux import command
 
 NODE_MAC, CLIENT_MAC = "02:00:00:00:01:01", "02:00:00:00:01:07"
 LAST_4, LAST_6 = "192.0.2.250", "2001:db8::250"
 """What the node answers for in every test; asked last, answered last."""
 
 NUMBERS = itertools.count()
-
-
-def command(*arguments: str, data: str = "") -> str:
-    done = subprocess.run(arguments, input=data, text=True, capture_output=True, check=False, timeout=30)
-    assert not done.returncode, f"{' '.join(arguments)}: {done.stderr}"
-    return done.stdout
 
 
 async def until(condition: Callable[[], object], limit_s: float = 20.0 * SLOWNESS) -> None:

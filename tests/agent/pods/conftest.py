@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.agent.pods.world import Namespace, Namespaces, enter, run
+from tests.agent.pods.world import Namespace, Namespaces
+from tests.linux import command, inside
 
 
 @pytest.fixture
@@ -24,15 +24,10 @@ def namespaces() -> Iterator[Namespaces]:
 @pytest.fixture
 def node(namespaces: Namespaces) -> Iterator[Namespace]:
     """The test, and every thread that it starts, is in this namespace."""
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     made = namespaces.new("node")
-    run("ip", "-n", made.name, "link", "set", "lo", "up")
-    enter(made.path)
-    try:
+    command("ip", "-n", made.name, "link", "set", "lo", "up")
+    with inside(Path(made.path)):
         yield made
-    finally:
-        enter(f"/proc/self/fd/{home}")
-        os.close(home)
 
 
 @pytest.fixture
@@ -40,8 +35,8 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     """A directory on a file system of 512 KiB."""
     directory = tmp_path / "tiny"
     directory.mkdir()
-    run("mount", "-t", "tmpfs", "-o", "size=512k", "podwall-test", str(directory))
+    command("mount", "-t", "tmpfs", "-o", "size=512k", "podwall-test", str(directory))
     try:
         yield directory
     finally:
-        run("umount", "-l", str(directory))
+        command("umount", "-l", str(directory))

@@ -31,9 +31,9 @@ from tests.agent.pods.world import (
     kernel_rows,
     key,
     request,
-    run,
 )
 from tests.agent.waiting import eventually
+from tests.linux import command
 
 
 async def settled(a: Agent) -> None:
@@ -545,8 +545,8 @@ def test_bandwidth_of_the_runtime_lives_through_a_restart_and_goes_with_the_pod(
         async with agent(tmp_path) as a:
             attached = await a.add("c1", pod, runtimeConfig={"bandwidth": rates})
             assert kernel_links() == {attached.link, attached.shaper}
-            assert " rate 8Mbit burst 10000b " in run("tc", "qdisc", "show", "dev", attached.link)
-            assert " rate 4Mbit burst " in run("tc", "qdisc", "show", "dev", attached.shaper)
+            assert " rate 8Mbit burst 10000b " in command("tc", "qdisc", "show", "dev", attached.link)
+            assert " rate 4Mbit burst " in command("tc", "qdisc", "show", "dev", attached.shaper)
         async with agent(tmp_path) as a:
             assert a.attachments.current[key("c1")] == attached
             with pod.descriptor() as fd:
@@ -573,8 +573,8 @@ def test_a_restart_adopts_what_is_there_and_ends_what_is_not(
             before = dict(a.attachments.current)
         namespaces.delete(gone)
         await eventually(lambda: len(kernel_links()) == 2)
-        run("ip", "route", "del", "10.244.1.3")
-        run("ip", "link", "add", "podwall-vxlan", "type", "veth", "peer", "name", "theirs")
+        command("ip", "route", "del", "10.244.1.3")
+        command("ip", "link", "add", "podwall-vxlan", "type", "veth", "peer", "name", "theirs")
         async with agent(tmp_path, Settings(address_rest_s=60)) as a:
             del before[key("c1")]
             assert a.attachments.current == before
@@ -629,7 +629,7 @@ def test_a_ledger_that_is_no_more_is_rebuilt_from_the_links(
             links = kernel_rows()
             used = a.attachments.addresses.used
         harm(tmp_path / "ledger.sqlite3")
-        run("ip", "link", "add", "podwall00000001", "type", "veth", "peer", "name", "halfmade")
+        command("ip", "link", "add", "podwall00000001", "type", "veth", "peer", "name", "halfmade")
         async with agent(tmp_path) as a:
             assert kernel_rows() == a.rows() == links
             assert a.attachments.addresses.used == used

@@ -23,7 +23,8 @@ from agent.pods.rtnetlink import PROTOCOL
 from agent.pods.wiring import RETIRED, Wiring, WiringError
 from cni.spec import AttachmentKey, Bandwidth
 from lab import netns
-from tests.agent.pods.world import Namespace, Namespaces, kernel_links, kernel_rows, run
+from tests.agent.pods.world import Namespace, Namespaces, kernel_links, kernel_rows
+from tests.linux import command
 
 
 def attachment(number: int = 5, **fields: Any) -> Attachment:
@@ -58,8 +59,8 @@ async def attach(made: Wiring, a: Attachment, pod: Namespace) -> None:
         await made.attach(a, fd)
 
 
-def as_json(*command: str) -> Any:
-    return json.loads(run(*command) or "[]")
+def as_json(*words: str) -> Any:
+    return json.loads(command(*words) or "[]")
 
 
 def test_the_link_is_as_designed(node: Namespace, namespaces: Namespaces) -> None:
@@ -122,8 +123,8 @@ def test_the_addresses_work_at_once(node: Namespace, namespaces: Namespaces) -> 
     async def main() -> None:
         async with wiring() as made:
             await attach(made, a, pod)
-            run("ip", "addr", "add", "192.0.2.1/32", "dev", "lo")
-            run("ip", "addr", "add", "2001:db8::1/128", "dev", "lo", "nodad")
+            command("ip", "addr", "add", "192.0.2.1/32", "dev", "lo")
+            command("ip", "addr", "add", "2001:db8::1/128", "dev", "lo", "nodad")
             for address in ("192.0.2.1", "2001:db8::1"):
                 assert await asyncio.to_thread(transfer, pod, 10, True, address) < 0.5
                 assert await asyncio.to_thread(transfer, pod, 10, False, address) < 0.5
@@ -197,42 +198,42 @@ def test_ipv6_that_is_off_by_default_is_turned_on_for_the_link(
 
 
 BREAKS: dict[str, tuple[Callable[[str, str, Attachment], object], str]] = {
-    "link deleted": (lambda _, __, a: run("ip", "link", "del", a.link), "link {link} is gone"),
-    "link down": (lambda _, __, a: run("ip", "link", "set", a.link, "down"), "link {link} is down"),
+    "link deleted": (lambda _, __, a: command("ip", "link", "del", a.link), "link {link} is gone"),
+    "link down": (lambda _, __, a: command("ip", "link", "set", a.link, "down"), "link {link} is down"),
     "host MTU": (
-        lambda _, __, a: run("ip", "link", "set", a.link, "mtu", "1400"),
+        lambda _, __, a: command("ip", "link", "set", a.link, "mtu", "1400"),
         "link {link} has MTU 1400, not 1450",
     ),
     "host MAC": (
-        lambda _, __, a: run("ip", "link", "set", a.link, "address", "02:00:00:00:00:09"),
+        lambda _, __, a: command("ip", "link", "set", a.link, "address", "02:00:00:00:00:09"),
         "link {link} has hardware address 02:00:00:00:00:09, not ",
     ),
     "host route": (
-        lambda _, __, a: run("ip", "route", "del", "10.244.1.5"),
+        lambda _, __, a: command("ip", "route", "del", "10.244.1.5"),
         "link {link} has lost the route 10.244.1.5",
     ),
     "host neighbour": (
-        lambda _, __, a: run(
+        lambda _, __, a: command(
             "ip", "neigh", "replace", "fd00::5", "lladdr", "02:00:00:00:00:09", "dev", a.link
         ),
         "link {link} has lost the neighbour fd00::5 at ",
     ),
     "Pod's address": (
-        lambda pod, *_: run("ip", "-n", pod, "addr", "del", "fd00::5/128", "dev", "eth0"),
+        lambda pod, *_: command("ip", "-n", pod, "addr", "del", "fd00::5/128", "dev", "eth0"),
         "interface eth0 in the Pod has lost address fd00::5",
     ),
     "Pod's route": (
-        lambda pod, *_: run("ip", "-n", pod, "route", "del", "default"),
+        lambda pod, *_: command("ip", "-n", pod, "route", "del", "default"),
         "interface eth0 in the Pod has lost the route default via 169.254.1.1",
     ),
     "Pod's neighbour": (
-        lambda pod, *_: run("ip", "-n", pod, "neigh", "del", "fe80::1", "dev", "eth0"),
+        lambda pod, *_: command("ip", "-n", pod, "neigh", "del", "fe80::1", "dev", "eth0"),
         "interface eth0 in the Pod has lost the neighbour fe80::1 at ",
     ),
     "Pod's name": (
         lambda pod, *_: (
-            run("ip", "-n", pod, "link", "set", "eth0", "down"),
-            run("ip", "-n", pod, "link", "set", "eth0", "name", "eth9"),
+            command("ip", "-n", pod, "link", "set", "eth0", "down"),
+            command("ip", "-n", pod, "link", "set", "eth0", "name", "eth9"),
         ),
         "interface eth0 in the Pod is gone",
     ),
@@ -262,7 +263,7 @@ def test_restore_repairs_the_hosts_side(node: Namespace, namespaces: Namespaces)
     async def main() -> None:
         async with wiring() as made:
             await attach(made, a, pod)
-            run("ip", "link", "set", a.link, "down")
+            command("ip", "link", "set", a.link, "down")
             await made.restore(a)
             with pod.descriptor() as fd:
                 assert await made.check(a, fd) == []
@@ -338,7 +339,7 @@ def test_retired_links_are_out_at_once_and_removed_together(node: Namespace, nam
 
 
 def test_another_programs_link_in_the_group_is_not_removed(node: Namespace) -> None:
-    run("ip", "link", "add", "theirs", "group", str(RETIRED), "type", "veth", "peer", "name", "theirs2")
+    command("ip", "link", "add", "theirs", "group", str(RETIRED), "type", "veth", "peer", "name", "theirs2")
 
     async def main() -> None:
         async with wiring() as made:
@@ -360,7 +361,7 @@ def test_find_tells_whose_a_link_is(node: Namespace, namespaces: Namespaces) -> 
         async with wiring() as made:
             await attach(made, a, pod)
             await attach(made, long, nameless)
-            run("ip", "link", "add", "podwall-vxlan", "type", "veth", "peer", "name", "podwall0000000g")
+            command("ip", "link", "add", "podwall-vxlan", "type", "veth", "peer", "name", "podwall0000000g")
             first, second = sorted(await made.find(), key=lambda found: found.addresses[0])
             assert (first.link, first.key, first.addresses) == (a.link, a.key, a.addresses)
             assert (first.namespace, first.pod, first.pod_uid) == ("default", "web-5", "123e4567")
@@ -374,7 +375,7 @@ def test_bandwidth_is_limited_both_ways_outside_the_pod(node: Namespace, namespa
     pod = namespaces.new()
     rate = 16_000_000  # 2 MB/s
     a = attachment(bandwidth=Bandwidth(rate, 400_000, rate, 400_000))
-    run("ip", "addr", "add", "192.0.2.1/32", "dev", "lo")
+    command("ip", "addr", "add", "192.0.2.1/32", "dev", "lo")
 
     async def main() -> None:
         async with wiring() as made:
@@ -429,7 +430,7 @@ def test_orphaned_shaping_devices_go(node: Namespace, namespaces: Namespaces) ->
             a, b = attachment(5, bandwidth=limits), attachment(6, bandwidth=limits)
             await attach(made, a, pod)
             await attach(made, b, kept)
-            run("ip", "link", "del", a.link)
+            command("ip", "link", "del", a.link)
             await made.retire_shapers([b.link])
             await made.remove()
             assert kernel_links() == {b.link, b.shaper}

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import ipaddress
 import os
 import re
-import subprocess
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -21,16 +19,9 @@ from agent.pods.model import Attachment
 from agent.pods.wiring import Wiring
 from cni import spec
 from tests.agent.waiting import eventually
+from tests.linux import command
 
-_libc = ctypes.CDLL(None, use_errno=True)
 CIDRS = (ipaddress.ip_network("10.244.1.0/24"), ipaddress.ip_network("fd00:10:244:1::/64"))
-
-
-def run(*command: str) -> str:
-    """Run a program and return what it says; its complaint becomes the test's failure."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
-    return done.stdout
 
 
 @dataclass
@@ -51,8 +42,8 @@ class Namespace:
         finally:
             os.close(fd)
 
-    def exec(self, *command: str) -> str:
-        return run("ip", "netns", "exec", self.name, *command)
+    def exec(self, *words: str) -> str:
+        return command("ip", "netns", "exec", self.name, *words)
 
 
 @dataclass
@@ -63,22 +54,13 @@ class Namespaces:
 
     def new(self, what: str = "pod") -> Namespace:
         namespace = Namespace(f"podwallt-{what}-{uuid.uuid4().hex[:8]}")
-        run("ip", "netns", "add", namespace.name)
+        command("ip", "netns", "add", namespace.name)
         self.made.append(namespace)
         return namespace
 
     def delete(self, namespace: Namespace) -> None:
         self.made.remove(namespace)
-        run("ip", "netns", "del", namespace.name)
-
-
-def enter(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        if _libc.setns(fd, 0x40000000):
-            raise OSError(ctypes.get_errno(), "setns")
-    finally:
-        os.close(fd)
+        command("ip", "netns", "del", namespace.name)
 
 
 @dataclass(frozen=True)
@@ -186,12 +168,12 @@ def key(container_id: str) -> spec.AttachmentKey:
 
 def kernel_links() -> set[str]:
     """The devices in the test's namespace, without the loopback."""
-    return {line.split(": ")[1].split("@")[0] for line in run("ip", "-o", "link").splitlines()} - {"lo"}
+    return {line.split(": ")[1].split("@")[0] for line in command("ip", "-o", "link").splitlines()} - {"lo"}
 
 
 def kernel_rows() -> dict[str, tuple[str, ...]]:
     """Pod links and the addresses routed to them, as the kernel has them."""
-    routes = [line.split() for family in "46" for line in run("ip", f"-{family}", "route").splitlines()]
+    routes = [line.split() for family in "46" for line in command("ip", f"-{family}", "route").splitlines()]
     found = {link: tuple(r[0] for r in routes if r[2] == link) for link in kernel_links()}
     return {link: addresses for link, addresses in found.items() if re.fullmatch(r"podwall[0-9a-f]{8}", link)}
 

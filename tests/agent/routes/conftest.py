@@ -11,14 +11,12 @@ do, and nodes forward nothing until podwall has settled that; the router has no 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import socket
 import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from typing import TypeVar
@@ -28,16 +26,12 @@ import pytest
 from agent.cluster.model import Node
 from agent.node import settle
 from agent.routes.kernel import RouteKernel
+from lab import netns
+from tests.linux import command
 
 T = TypeVar("T")
 PREFIX = f"podwall-rt{os.getpid()}-"
 NUMBERS = {"a": 1, "b": 2, "c": 3, "far": 4}
-
-
-def command(*arguments: str, data: str = "") -> str:
-    result = subprocess.run(arguments, input=data, text=True, capture_output=True, check=False, timeout=30)
-    assert not result.returncode, f"{' '.join(arguments)}: {result.stderr}"
-    return result.stdout
 
 
 @dataclass
@@ -72,14 +66,7 @@ class Place:
 
     def inside(self, work: Callable[[], T]) -> T:
         """Call in a thread of its own that is in the namespace."""
-
-        def enter() -> T:
-            with open(f"/run/netns/{self.netns}") as namespace:  # noqa: PTH123 - a descriptor, not a path
-                assert not ctypes.CDLL(None).setns(namespace.fileno(), 0x40000000)
-            return work()
-
-        with ThreadPoolExecutor(1) as pool:
-            return pool.submit(enter).result()
+        return netns.run(netns.path(self.netns), work)
 
 
 def ping(target: str, count: int = 1, interval: float = 0.0, size: int = 56) -> int:
