@@ -27,7 +27,7 @@ from dataclasses import asdict
 from enum import Enum
 from ipaddress import ip_address
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from agent.pods import host_ports
 from agent.pods.model import Attachment, IPAddress
@@ -327,38 +327,14 @@ def _room(path: Path) -> int:
     return facts.f_bavail * facts.f_frsize
 
 
-def _row(fields: Sequence[object], addresses: dict[int, list[IPAddress]]) -> Row:
-    names = ("container_id", "ifname", "link", "namespace", "pod", "pod_uid")
-    (
-        id_,
-        container_id,
-        ifname,
-        link,
-        state,
-        namespace,
-        pod,
-        pod_uid,
-        mac,
-        host_mac,
-        mtu,
-        netns,
-        network,
-        limits,
-        mappings,
-    ) = fields
-    assert isinstance(id_, int)
-    assert isinstance(mtu, int)
-    texts = dict(zip(names, map(str, (container_id, ifname, link, namespace, pod, pod_uid)), strict=True))
+def _row(fields: Sequence[Any], addresses: dict[int, list[IPAddress]]) -> Row:
+    own = dict(zip(("id", *_COLUMNS.split(", ")), fields, strict=True))
+    id_, state, limits, mappings = map(own.pop, ("id", "state", "bandwidth", "port_mappings"))
     attachment = Attachment(
-        **texts,
+        **own,
         addresses=tuple(sorted(addresses.get(id_, ()), key=lambda address: address.version)),
-        mac=str(mac),
-        host_mac=str(host_mac),
-        mtu=mtu,
-        netns=str(netns),
-        network=str(network),
-        bandwidth=Bandwidth(**json.loads(str(limits))) if limits else None,
-        port_mappings=host_ports.read(str(mappings)),
+        bandwidth=Bandwidth(**json.loads(limits)) if limits else None,
+        port_mappings=host_ports.read(mappings),
     )
     return Row(attachment, state == "attached")
 
