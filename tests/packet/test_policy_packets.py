@@ -31,6 +31,7 @@ from lab.objects import Object
 from lab.probe import REFUSED
 from lab.processes import until
 from lab.world import Lab, LabPod
+from tests.lab.following import every_node_follows
 from tests.lab.policies import expected_matrix, namespace, pod, policy
 from tests.lab.services import port, service
 from tests.packet.policy_frames import (
@@ -198,6 +199,7 @@ def built(lab: Lab) -> Iterator[Scene]:
 @pytest.fixture(scope="module")
 def scene() -> Iterator[Scene]:
     with Lab(nodes=2, given=OBJECTS) as lab:
+        every_node_follows(lab)
         seen = expected_matrix(lab)
         assert seen.good, seen.render()
         for name in OPEN:  # who listens on another port refuses; a Service that is not in force is silent

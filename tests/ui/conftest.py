@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from agent.ui.server import PageServer
+from lab.limits import SLOWNESS
 
-LIMIT_MS = 10_000
+LIMIT_MS = 10_000 * SLOWNESS
 Open: TypeAlias = Callable[..., Page]
 
 
@@ -20,6 +21,7 @@ def browser() -> Iterator[Browser]:
     path = shutil.which("chromium")
     if path is None:
         pytest.skip("there is no Chromium: apt-get install chromium, or make test")
+    expect.set_options(timeout=LIMIT_MS)
     with sync_playwright() as playwright:
         made = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])  # it refuses root else
         yield made

@@ -12,6 +12,7 @@ from lab import probe
 from lab.limits import SLOWNESS
 from lab.objects import Object, check
 from lab.world import Lab, LabPod
+from tests.lab.following import every_node_follows
 
 LIMIT = 10.0 * SLOWNESS
 SERVING = {"http": 8080, "metrics": 9090}
@@ -85,7 +86,9 @@ def running(nodes: int) -> Iterator[Lab]:
     """
     given = objects()
     with Lab(nodes=nodes, given=[item for item in given if item["kind"] != "NetworkPolicy"]) as lab:
+        every_node_follows(lab)
         lab.apply(given)
+        every_node_follows(lab)
         deadline = time.monotonic() + LIMIT
         while set(talk(lab, DENIED)) != {probe.SILENT}:
             assert time.monotonic() < deadline, "the policies of the shop are not in force"
