@@ -8,9 +8,8 @@ from prometheus_client import REGISTRY
 
 from agent import metrics
 from agent.cluster.model import Remove
-from agent.nft.kernel import NftError
 from agent.pods.ipam import Use
-from tests.agent.test_services import NODE, TABLE, WEB, World, endpoints, namespace, story, until
+from tests.agent.test_services import NODE, WEB, World, endpoints, namespace, story, until
 
 __all__ = ["namespace"]  # the fixture, which every test here has by itself
 
@@ -54,12 +53,6 @@ def test_what_cannot_be_committed_stays_pending_and_shows_by_its_times() -> None
     async def body(world: World) -> None:
         world.upsert(NODE, WEB, endpoints("10.244.1.7"))
         world.synced()
-        real = world.kernel.commit
-
-        async def refuse(text: str, batch: bytes | None = None) -> None:
-            if TABLE[1] in text:
-                raise NftError("timeout", "no answer", text)
-            await real(text, batch)
 
         def late() -> bool:
             return value(f"{SYNC}_last_queued_timestamp_seconds") > value(f"{SYNC}_last_timestamp_seconds")
@@ -68,13 +61,12 @@ def test_what_cannot_be_committed_stays_pending_and_shows_by_its_times() -> None
             await world.settled()
             failures = value(f"{SYNC}_nftables_sync_failures_total")
             assert pending() == (0, 0)
-            world.kernel.commit = refuse  # type: ignore[method-assign]
-            world.upsert(endpoints("10.244.1.8"))
-            await until(lambda: world.services.reconciler.error is not None)
-            world.upsert(endpoints("10.244.1.9"))
-            assert (pending(), late()) == ((0, 2), True)
-            assert value(f"{SYNC}_nftables_sync_failures_total") > failures
-            world.kernel.commit = real  # type: ignore[method-assign]
+            with world.refusing():
+                world.upsert(endpoints("10.244.1.8"))
+                await until(lambda: world.services.reconciler.error is not None)
+                world.upsert(endpoints("10.244.1.9"))
+                assert (pending(), late()) == ((0, 2), True)
+                assert value(f"{SYNC}_nftables_sync_failures_total") > failures
             await until(lambda: world.services.reconciler.error is None and world.services.reconciler.clean)
             assert (pending(), late()) == ((0, 0), False)
 

@@ -167,6 +167,22 @@ class World:
         if all(kind in self.store.synced for kind in KINDS):
             self.services.take(Synced("Node"), ())
 
+    @contextlib.contextmanager
+    def refusing(self) -> Iterator[None]:
+        """The kernel refuses every commit of the Services' table."""
+        real = self.kernel.commit
+
+        async def refuse(text: str, batch: bytes | None = None) -> None:
+            if TABLE[1] in text:
+                raise NftError("timeout", "no answer", text)
+            await real(text, batch)
+
+        self.kernel.commit = refuse  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            self.kernel.commit = real  # type: ignore[method-assign]
+
     async def settled(self) -> None:
         work, rules = self.services.reconciler, self.services.rules
         await until(lambda: work.error is not None or (rules.last_check is not None and work.clean))
@@ -321,24 +337,16 @@ def test_a_failed_transaction_stops_no_pod_and_is_tried_again() -> None:
     async def body(world: World) -> None:
         world.upsert(NODE, WEB, endpoints("10.244.1.7"))
         world.synced()
-        real = world.kernel.commit
-
-        async def refuse(text: str, batch: bytes | None = None) -> None:
-            if TABLE[1] in text:
-                raise NftError("timeout", "no answer", text)
-            await real(text, batch)
-
         async with world.running():
             await world.settled()
-            world.kernel.commit = refuse  # type: ignore[method-assign]
-            world.upsert(endpoints("10.244.1.8"))
-            await until(lambda: world.services.reconciler.error is not None)
-            assert "10.244.1.7" in json.dumps(elements("endpoints4")), "the old rules are in force"
-            assert world.services.not_ready() == ""
-            pods = Rules(world.kernel, lambda _: links.static(), datapath.TABLES)
-            await pods.run(frozenset({links.STATIC}))
-            assert pods.commits == 1
-            world.kernel.commit = real  # type: ignore[method-assign]
+            with world.refusing():
+                world.upsert(endpoints("10.244.1.8"))
+                await until(lambda: world.services.reconciler.error is not None)
+                assert "10.244.1.7" in json.dumps(elements("endpoints4")), "the old rules are in force"
+                assert world.services.not_ready() == ""
+                pods = Rules(world.kernel, lambda _: links.static(), datapath.TABLES)
+                await pods.run(frozenset({links.STATIC}))
+                assert pods.commits == 1
             await until(lambda: world.services.reconciler.error is None)
             assert "10.244.1.8" in json.dumps(elements("endpoints4"))
 
