@@ -23,7 +23,7 @@ from agent.explain.overlay import Place, enforced, laid_over, rolled_out
 from agent.explain.plan import Backing, Cut, LiveFlow, Plan, Row, live_flows, plan
 from agent.explain.reach import EVERYWHERE, Group, takes_part
 from agent.explain.spans import in_words, pieces
-from agent.explain.world import World
+from agent.explain.world import World, with_port
 from agent.log import printable
 
 MOST_NAMED = 4
@@ -314,7 +314,7 @@ class _Made:
 
     def _end(self, address: Any, port: int) -> str:
         name = self._pod(address)
-        place = f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+        place = with_port(address, port)
         return f"{name} ({place})" if name else place
 
     def _pod(self, address: Any) -> str:

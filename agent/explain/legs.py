@@ -15,6 +15,7 @@ from typing import Any
 
 from agent.cluster.model import IPAddress, Protocol
 from agent.compile.endpoints import Backend
+from agent.explain.world import with_port
 
 MOST_TOLD = 3
 
@@ -59,19 +60,20 @@ def differences(leg: Leg, told: Mapping[str, Any]) -> Iterator[str]:
         if not leg.ends:
             yield from _of_none(leg, way, passes)
         elif passes and end not in leg.ends:
-            yield f"they lead it to {_at(end)}, which it must not reach"
+            yield f"they lead it to {with_port(*end)}, which it must not reach"
         elif passes and not leg.ends[end]:
-            yield f"they let it pass to {_at(end)}, though the policies deny it"
+            yield f"they let it pass to {with_port(*end)}, though the policies deny it"
         elif not passes and leg.ends.get(end, any(leg.ends.values())):
-            yield f"they {_does(way)}, though it may reach {_at(end)}"
+            yield f"they {_does(way)}, though it may reach {with_port(*end)}"
     missing = {end for end in leg.ends if end not in reached}
     if missing and not leg.sticky and told["whole"] and all(way["outcome"] == "accept" for way in ways):
-        yield f"they never lead it to {', '.join(sorted(map(_at, missing))[:MOST_TOLD])}"
+        yield f"they never lead it to {', '.join(sorted(with_port(*end) for end in missing)[:MOST_TOLD])}"
 
 
 def _of_none(leg: Leg, way: Mapping[str, Any], passes: bool) -> Iterator[str]:
     if passes:
-        yield f"they let it pass to {_at((ip_address(way['address']), int(way['port'])))}, where nobody is"
+        end = with_port(ip_address(way["address"]), way["port"])
+        yield f"they let it pass to {end}, where nobody is"
     elif leg.silent != (way["outcome"] == "drop"):
         yield f"they {_does(way)}, instead of {'dropping' if leg.silent else 'refusing'} it"
 
@@ -79,7 +81,3 @@ def _of_none(leg: Leg, way: Mapping[str, Any], passes: bool) -> Iterator[str]:
 def _does(way: Mapping[str, Any]) -> str:
     does = "refuse it" if way["outcome"] == "reject" else "drop it"
     return f"{does} in {way['rule']}" if way["rule"] else does
-
-
-def _at(end: Backend) -> str:
-    return f"[{end[0]}]:{end[1]}" if end[0].version == 6 else f"{end[0]}:{end[1]}"

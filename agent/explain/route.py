@@ -20,7 +20,7 @@ from agent.compile.services import service_of
 from agent.explain.empty import undeclared, why_empty
 from agent.explain.question import Question
 from agent.explain.service import Frontend, HostPort
-from agent.explain.world import Address, World, is_node, node_of, title
+from agent.explain.world import Address, World, is_node, node_of, title, with_port
 
 MOST_NAMED = 3
 
@@ -34,6 +34,11 @@ class Target:
     title: str
     seen_source: IPAddress | None = None
     reason: str = ""
+
+    @property
+    def place(self) -> str:
+        """Its address and port as they are written together."""
+        return with_port(self.address, self.port)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +95,7 @@ def by_host_port(world: World, found: HostPort, question: Question) -> Route:
     address = next(ip for ip in pod.ips if ip.version == found.family)
     entry = Entry(_here(world, found.node.name), outside=node_of(question.source) != found.node.name)
     target = _target(world, (address, port.port), question, entry)
-    said = f"hostPort {port.host_port} of {title(pod)} on {found.node.name} goes to it ({at(target)})"
+    said = f"hostPort {port.host_port} of {title(pod)} on {found.node.name} goes to it ({target.place})"
     return Route((target,), said, entry=found.node.name)
 
 
@@ -115,12 +120,6 @@ def slices_of(world: World, service: Service) -> Iterator[EndpointSlice]:
     for of in world.snapshot.slices_of(service.key).values():
         if service_of(of) == service.key:
             yield of
-
-
-def at(target: Target) -> str:
-    """An address and a port as they are written together."""
-    where = f"[{target.address}]" if target.address.version == 6 else str(target.address)
-    return f"{where}:{target.port}"
 
 
 def _headless(world: World, front: Frontend, question: Question) -> Route:
@@ -212,7 +211,7 @@ def _address(node: Node, version: int) -> IPAddress | None:
 
 
 def _spread(front: Frontend, targets: tuple[Target, ...], reach: Reach) -> str:
-    names = ", ".join(f"{each.title} ({at(each)})" for each in targets[:MOST_NAMED])
+    names = ", ".join(f"{each.title} ({each.place})" for each in targets[:MOST_NAMED])
     more = f" and {len(targets) - MOST_NAMED} more" if len(targets) > MOST_NAMED else ""
     where = " of the same node" if reach == "local" else ""
     sticky = ", the same for the same client" if front.service.session_affinity == "ClientIP" else ""

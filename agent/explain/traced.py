@@ -22,6 +22,7 @@ from agent.cluster.model import Direction, Protocol
 from agent.compile.names import ARP_TABLE, DEVICE_PREFIX, LINK_PREFIX, SERVICES_TABLE, TABLE
 from agent.explain.observed import End, Names, nearest_in_words
 from agent.explain.policy import Packet, judge
+from agent.explain.world import with_port
 
 MARKING = "podwall_trace_"  # the tables that mark the packets
 OWN_TABLES = frozenset({(each.family, each.name) for each in (TABLE, SERVICES_TABLE, ARP_TABLE)})
@@ -372,8 +373,7 @@ def _end(names: Names, packet: Mapping[str, Any], which: str) -> End:
 
 
 def _where(packet: Mapping[str, Any], end: End) -> str:
-    address = packet["destination"]
-    at = f"[{address}]:{packet['dport']}" if ":" in address else f"{address}:{packet['dport']}"
+    at = with_port(packet["destination"], packet["dport"])
     return f"{end.name} ({at})" if end.pod or end.node else at
 
 

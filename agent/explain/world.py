@@ -213,6 +213,12 @@ def title(end: End) -> str:
     return str(end)
 
 
+def with_port(address: IPAddress | str, port: int) -> str:
+    """An address and a port as they are written together."""
+    text = str(address)
+    return f"[{text}]:{port}" if ":" in text else f"{text}:{port}"
+
+
 def _kinds_and_name(text: str) -> tuple[frozenset[str], str]:
     head, _, rest = text.partition("/")
     if rest and head.lower() in KINDS:
