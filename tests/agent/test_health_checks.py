@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import http.client
 import json
-import os
 import socket
-import subprocess
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 import pytest
 
 from agent.health_checks import CONNECTIONS, Check, HealthChecks
+from tests.linux import command, own_netns
 
 T = TypeVar("T")
 WEB, API = ("default", "web"), ("default", "api")
@@ -24,25 +21,10 @@ ADDRESSES = ("127.0.0.1", "::1")
 
 
 def in_own_namespace(story: Callable[[], Awaitable[T]]) -> T:
-    """Run it in a thread whose network is only its loopback."""
-    outcome: list[T | BaseException] = []
-
-    def run() -> None:
-        libc = ctypes.CDLL(None, use_errno=True)
-        try:
-            assert libc.unshare(0x40000000) == 0, os.strerror(ctypes.get_errno())
-            subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-            outcome.append(asyncio.run(asyncio.wait_for(story(), 20)))  # type: ignore[arg-type]
-        except BaseException as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    (result,) = outcome
-    if isinstance(result, BaseException):
-        raise result
-    return result
+    """Run it where the network is only a loopback."""
+    with own_netns():
+        command("ip", "link", "set", "lo", "up")
+        return asyncio.run(asyncio.wait_for(story(), 20))  # type: ignore[arg-type]
 
 
 @contextlib.asynccontextmanager

@@ -6,6 +6,7 @@ import json
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,18 @@ def podwall(*words: str, expect: int = 0) -> str:
 
 def read(*words: str, expect: int = 0) -> Any:
     return json.loads(podwall(*words, "-o", "json", expect=expect))
+
+
+@contextmanager
+def dropping(lab: Lab, node: str, rule: str) -> Iterator[None]:
+    """Somebody's table beside podwall's, which drops this."""
+    nft(lab, node, "add table inet theirs")
+    nft(lab, node, "add chain inet theirs c { type filter hook prerouting priority -500; }")
+    nft(lab, node, f"add rule inet theirs c {rule} drop")
+    try:
+        yield
+    finally:
+        nft(lab, node, "delete table inet theirs")
 
 
 def nft(lab: Lab, node: str, change: str) -> None:
@@ -99,10 +112,7 @@ def test_a_cable_that_is_pulled_is_named_and_waited_for(lab: Lab) -> None:
 
 def test_one_way_that_is_shut_is_named(lab: Lab) -> None:
     wait_until_well()
-    nft(lab, "node3", "add table inet theirs")
-    nft(lab, "node3", "add chain inet theirs c { type filter hook prerouting priority -500; }")
-    nft(lab, "node3", "add rule inet theirs c ip saddr 10.244.1.0/24 drop")
-    try:
+    with dropping(lab, "node3", "ip saddr 10.244.1.0/24"):
         found = {(of["node"], of["text"]) for of in read("status", expect=1)["findings"]}
         lost = (
             "its Pods do not reach those of node3 over IPv4: no answer from 10.244.3.0 within 1.2 s (direct)"
@@ -112,8 +122,6 @@ def test_one_way_that_is_shut_is_named(lab: Lab) -> None:
         assert rule.startswith(
             "table inet theirs, chain c (prerouting, a rule) drops what Pods send and receive"
         )
-    finally:
-        nft(lab, "node3", "delete table inet theirs")
     wait_until_well()
 
 
@@ -134,13 +142,8 @@ def test_a_firewall_that_forwards_nothing_is_named(lab: Lab) -> None:
 
 def test_packets_of_the_pods_size_that_are_lost_are_told_apart(lab: Lab) -> None:
     wait_until_well()
-    nft(lab, "node2", "add table inet theirs")
-    nft(lab, "node2", "add chain inet theirs c { type filter hook prerouting priority -500; }")
-    nft(lab, "node2", "add rule inet theirs c meta length > 1400 drop")
-    try:
+    with dropping(lab, "node2", "meta length > 1400"):
         assert "small packets pass, those of 1450 bytes, the Pods' MTU, do not" in not_well()
-    finally:
-        nft(lab, "node2", "delete table inet theirs")
     wait_until_well()
 
 

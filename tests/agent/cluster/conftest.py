@@ -28,6 +28,7 @@ import pytest
 from agent.cluster.client import ApiClient
 from agent.cluster.credentials import Credentials, CredentialSource
 from lab import netns
+from tests.agent.cluster.scripted import Scripted
 from tests.linux import command, inside
 
 NETNS = f"podwall-api{os.getpid()}"
@@ -255,6 +256,14 @@ def make_certificates(directory: Path) -> None:
     ):
         files = ["-keyout", f"{directory}/{name}.key", "-out", f"{directory}/{name}.crt"]
         command(*openssl, "-days", "1", "-subj", subject, *files, *options)
+
+
+@pytest.fixture
+def server() -> Iterator[Scripted]:
+    """A server that says what a test tells it to."""
+    scripted = Scripted()
+    yield scripted
+    scripted.close()
 
 
 @pytest.fixture(scope="session")

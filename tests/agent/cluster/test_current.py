@@ -35,13 +35,6 @@ POLICIES, POLICIES_WATCH = "networkpolicies:list", "networkpolicies:watch"
 MEMBER = {"namespace": "shop"}
 
 
-@pytest.fixture
-def server() -> Iterator[Scripted]:
-    scripted = Scripted()
-    yield scripted
-    scripted.close()
-
-
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FIRST_WAIT_S", 0.02)
