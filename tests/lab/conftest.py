@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_interface
 from pathlib import Path
@@ -12,7 +13,7 @@ from pyroute2 import IPRoute
 from lab import manifests, netns, processes
 from lab.world import Lab
 
-PREFIX = "podwall-labtest-"
+PREFIX = f"podwall-labtest{os.getpid()}-"
 HELLO = Path(__file__).parents[2] / "examples" / "hello"
 
 

@@ -166,24 +166,27 @@ def test_a_pods_end_is_followed_by_all_who_ask(lab: Lab) -> None:
     """A Pod leaves the slices before it ends, as kubelet gives it time to: nobody is sent to it any more."""
     leaving = pod("default/leaving", 8080, node="node2", labels=WEB)
     lab.apply([leaving])
-    with serving(lab, "steady", type="NodePort"):
-        there = lab.service("steady")
-        everybody = BOTH | {"default/leaving"}
-        assert seen_from(lab, "client-1", there.address(6), wanted=everybody) == everybody
-        outer = of_version(lab.node("node3").addresses, 4)
-        assert seen_from(lab, "outside", outer, there.node_port, wanted=everybody) == everybody
-        with (
-            Load(lab.netns("client-1"), there.address(6), 80) as inside,
-            Load(lab.netns("outside"), outer, there.node_port) as outside,
-        ):
-            inside.wait_for(50)
-            lab.begin_to_end("leaving")
-            assert seen_from(lab, "client-1", there.address(6)) == BOTH
-            assert seen_from(lab, "outside", outer, there.node_port) == BOTH
-            lab.delete([key_of(leaving)])
-            inside.wait_for(50)
-            outside.wait_for(50)
-        assert inside.failed == outside.failed == []
+    try:
+        with serving(lab, "steady", type="NodePort"):
+            there = lab.service("steady")
+            everybody = BOTH | {"default/leaving"}
+            assert seen_from(lab, "client-1", there.address(6), wanted=everybody) == everybody
+            outer = of_version(lab.node("node3").addresses, 4)
+            assert seen_from(lab, "outside", outer, there.node_port, wanted=everybody) == everybody
+            with (
+                Load(lab.netns("client-1"), there.address(6), 80) as inside,
+                Load(lab.netns("outside"), outer, there.node_port) as outside,
+            ):
+                inside.wait_for(50)
+                lab.begin_to_end("leaving")
+                assert seen_from(lab, "client-1", there.address(6)) == BOTH
+                assert seen_from(lab, "outside", outer, there.node_port) == BOTH
+                lab.delete([key_of(leaving)])
+                inside.wait_for(50)
+                outside.wait_for(50)
+            assert inside.failed == outside.failed == []
+    finally:
+        lab.delete([key_of(leaving)])
 
 
 # UDP flows
