@@ -17,7 +17,6 @@ import json
 import re
 import secrets
 import socket
-import struct
 import time
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
@@ -31,6 +30,7 @@ from agent.explain.filters import HOOKS
 from agent.nft import foreign
 from agent.nft.kernel import OWN_TABLES, Kernel
 from agent.pods.rtnetlink import (
+    ROUTE,
     RTM_GETADDR,
     RTM_GETLINK,
     RTM_GETROUTE,
@@ -61,7 +61,6 @@ _BEGIN, _END = b'{"nftables": [', b"]}"
 _BETWEEN = re.compile(rb', (?=\{"(?:table|chain|rule|set|map)": \{"family": )')
 """Each object but the first begins with its family; what is inside of one does not, nor can a string."""
 _EMPTY_HEADER = {RTM_GETLINK: bytes(16), RTM_GETADDR: bytes(8)}
-_ROUTE = struct.Struct("=BBBBBBBBI")
 
 Lines: TypeAlias = Iterable[str]
 Part: TypeAlias = Callable[[Config], Awaitable[Lines]]
@@ -182,7 +181,7 @@ def _all_routes() -> list[str]:
     found, others = [], 0
     with Rtnetlink() as kernel:
         for family in (socket.AF_INET, socket.AF_INET6):
-            for body in kernel.listing(RTM_GETROUTE, _ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)):
+            for body in kernel.listing(RTM_GETROUTE, ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)):
                 route = parse_route(body)
                 if route is None:
                     others += 1

@@ -47,12 +47,11 @@ from agent.nft import foreign
 from agent.nft.kernel import OWN_TABLES, Kernel, NftError
 from agent.path_mtu import measure
 from agent.pods.rtnetlink import (
+    NEIGHBOUR,
     NUD_PERMANENT,
-    RTM_GETLINK,
     RTM_GETNEIGH,
     Link,
     Rtnetlink,
-    parse_link,
 )
 from agent.routes.kernel import RouteError, RouteKernel
 from agent.routes.plan import VXLAN_DEVICE, VXLAN_OVERHEAD
@@ -71,9 +70,6 @@ MOST_PEERS = 16
 """So many other nodes are sent packets; of more, some by chance."""
 
 API_LIMIT_S = 5.0
-_IFINFO_ANY = bytes(16)
-_NEIGHBOURS = struct.Struct("=BxxxiHBB")
-_NEIGHBOUR_STATE = 8
 _Answer = TypeVar("_Answer")
 _CONFIGURATIONS = (".conf", ".conflist", ".json")
 _LIBNFTABLES = re.compile(r"^Package: libnftables1\n(?:.+\n)*?Version: (\S+)", re.MULTILINE)
@@ -223,8 +219,8 @@ def _neighbours(sysctl: Path) -> list[dict[str, int]]:
             most = node.read(sysctl / f"net/{name}/neigh/default/gc_thresh3")
             if most is None:  # only the first network namespace has it
                 continue
-            listed = kernel.listing(RTM_GETNEIGH, _NEIGHBOURS.pack(family, 0, 0, 0, 0))
-            states = (struct.unpack_from("=H", body, _NEIGHBOUR_STATE)[0] for body in listed)
+            listed = kernel.listing(RTM_GETNEIGH, NEIGHBOUR.pack(family, 0, 0, 0, 0))
+            states = (NEIGHBOUR.unpack_from(body)[2] for body in listed)
             used = sum(not state & NUD_PERMANENT for state in states)
             found.append({"family": 4 if name == "ipv4" else 6, "used": used, "most": int(most)})
     return found
@@ -283,7 +279,7 @@ def _filters(known: Known) -> dict[str, Any]:
 
 def _listed() -> list[Link]:
     with Rtnetlink() as kernel:
-        return [parse_link(body) for body in kernel.listing(RTM_GETLINK, _IFINFO_ANY)]
+        return kernel.links()
 
 
 def _uplink(known: Known) -> Link:

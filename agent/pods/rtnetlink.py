@@ -39,12 +39,14 @@ SCOPE_GLOBAL, SCOPE_LINK = 0, 253
 TABLE_MAIN = 254
 NESTED = 0x8000
 
-_HEADER = struct.Struct("=IHHII")
+HEADER = struct.Struct("=IHHII")
+IFINFO = struct.Struct("=BxHiII")
+IFADDR = struct.Struct("=BBBBI")
+ROUTE = struct.Struct("=BBBBBBBBI")
+NEIGHBOUR = struct.Struct("=BxxxiHBB")
+"""Of any message, and what comes behind it in those about links, addresses, routes and neighbours."""
+
 _ATTRIBUTE = struct.Struct("=HH")
-_IFINFO = struct.Struct("=BxHiII")
-_IFADDR = struct.Struct("=BBBBI")
-_ROUTE = struct.Struct("=BBBBBBBBI")
-_NEIGHBOUR = struct.Struct("=BxxxiHBB")
 _TRAFFIC = struct.Struct("=BxxxiIII")
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK, _STRICT = 270, 10, 11, 12
 _NLMSG_ERROR, _NLMSG_DONE, _INTERRUPTED = 2, 3, 0x10
@@ -147,7 +149,7 @@ _ADDR_GEN_NONE = nest(_IFLA_AF_SPEC, nest(socket.AF_INET6, attribute(8, b"\x01")
 
 def new_veth(*, link: str, mac: str, peer: str, peer_mac: str, mtu: int, netns: int) -> Request:
     """A pair of which one end is born in another namespace, given by descriptor."""
-    born = _IFINFO.pack(0, 0, 0, 0, 0) + b"".join(
+    born = IFINFO.pack(0, 0, 0, 0, 0) + b"".join(
         (
             text(_IFLA_IFNAME, peer),
             attribute(_IFLA_ADDRESS, mac_bytes(peer_mac)),
@@ -157,20 +159,20 @@ def new_veth(*, link: str, mac: str, peer: str, peer_mac: str, mtu: int, netns: 
     )
     pair = nest(_IFLA_LINKINFO, text(_INFO_KIND, "veth"), nest(_INFO_DATA, attribute(_VETH_INFO_PEER, born)))
     ends = text(_IFLA_IFNAME, link) + attribute(_IFLA_ADDRESS, mac_bytes(mac)) + number(_IFLA_MTU, mtu)
-    body = _IFINFO.pack(0, 0, 0, 0, 0) + ends + pair
+    body = IFINFO.pack(0, 0, 0, 0, 0) + ends + pair
     return Request(RTM_NEWLINK, CREATE | EXCLUDE, body, f"make link {link} with {peer} in the Pod")
 
 
 def new_device(name: str, kind: str, mtu: int) -> Request:
     """A device without a pair, up from the start."""
-    body = _IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP) + text(_IFLA_IFNAME, name) + number(_IFLA_MTU, mtu)
+    body = IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP) + text(_IFLA_IFNAME, name) + number(_IFLA_MTU, mtu)
     body += nest(_IFLA_LINKINFO, text(_INFO_KIND, kind))
     return Request(RTM_NEWLINK, CREATE | EXCLUDE, body, f"make {kind} device {name}")
 
 
 def without_own_addresses(name: str, index: int, alias: str = "") -> Request:
     """The link takes no address by itself; `alias` says whose it is to whoever looks."""
-    body = _IFINFO.pack(0, 0, index, 0, 0) + _ADDR_GEN_NONE
+    body = IFINFO.pack(0, 0, index, 0, 0) + _ADDR_GEN_NONE
     if alias:
         body += attribute(_IFLA_IFALIAS, alias.encode())
     return Request(RTM_SETLINK, 0, body, f"turn off address generation of {name}")
@@ -178,24 +180,24 @@ def without_own_addresses(name: str, index: int, alias: str = "") -> Request:
 
 def set_up(name: str, index: int) -> Request:
     """The link comes up."""
-    return Request(RTM_SETLINK, 0, _IFINFO.pack(0, 0, index, IFF_UP, IFF_UP), f"set {name} up")
+    return Request(RTM_SETLINK, 0, IFINFO.pack(0, 0, index, IFF_UP, IFF_UP), f"set {name} up")
 
 
 def set_down_into_group(name: str, group: int) -> Request:
     """The link goes down, with its routes and neighbours, and is marked for removal with its group."""
-    body = _IFINFO.pack(0, 0, 0, 0, IFF_UP) + text(_IFLA_IFNAME, name) + number(_IFLA_GROUP, group)
+    body = IFINFO.pack(0, 0, 0, 0, IFF_UP) + text(_IFLA_IFNAME, name) + number(_IFLA_GROUP, group)
     return Request(RTM_SETLINK, 0, body, f"set {name} down")
 
 
 def delete_group(group: int) -> Request:
     """All links of a group go, at the price of one: the wait for readers (16 ms) is paid once."""
-    return Request(RTM_DELLINK, 0, _IFINFO.pack(0, 0, 0, 0, 0) + number(_IFLA_GROUP, group), "delete links")
+    return Request(RTM_DELLINK, 0, IFINFO.pack(0, 0, 0, 0, 0) + number(_IFLA_GROUP, group), "delete links")
 
 
 def parse_link(body: bytes) -> Link:
     """Read a device from a listing."""
     index, flags = struct.unpack_from("=iI", body, 4)
-    values = attributes(body, _IFINFO.size)
+    values = attributes(body, IFINFO.size)
     information = attributes(values.get(_IFLA_LINKINFO, b""))
     return Link(
         device=index,
@@ -218,7 +220,7 @@ _NDA_DST, _NDA_LLADDR, _NDA_PROTOCOL = 1, 2, 12
 
 def new_address(address: IPAddress, index: int) -> Request:
     """The whole address, usable at once: duplicate address detection would hold IPv6 back for a second."""
-    body = _IFADDR.pack(family(address), address.max_prefixlen, _IFA_F_NODAD, SCOPE_GLOBAL, index)
+    body = IFADDR.pack(family(address), address.max_prefixlen, _IFA_F_NODAD, SCOPE_GLOBAL, index)
     body += attribute(_IFA_LOCAL, address.packed) + attribute(_IFA_ADDRESS, address.packed)
     body += number(_IFA_FLAGS, _IFA_F_NODAD)
     return Request(RTM_NEWADDR, CREATE | EXCLUDE, body, f"give the Pod {address}")
@@ -228,15 +230,14 @@ def new_route(
     target: IPAddress | None,
     index: int,
     gateway: IPAddress | None = None,
-    version: int = 4,
     replace: bool = False,
 ) -> Request:
-    """A route to one address or (None) to everything, through the gateway or straight onto the link."""
-    some = target or gateway
-    af = family(some) if some else (socket.AF_INET if version == 4 else socket.AF_INET6)
+    """A route to one address, through the gateway or straight onto the link; or (None) to everything."""
+    of = target or gateway
+    assert of is not None, "a default route has a gateway"
     scope = SCOPE_GLOBAL if gateway else SCOPE_LINK
     length = target.max_prefixlen if target else 0
-    body = _ROUTE.pack(af, length, 0, 0, TABLE_MAIN, PROTOCOL, scope, 1, 0)
+    body = ROUTE.pack(family(of), length, 0, 0, TABLE_MAIN, PROTOCOL, scope, 1, 0)
     body += attribute(_RTA_DST, target.packed) if target else b""
     body += attribute(_RTA_GATEWAY, gateway.packed) if gateway else b""
     flags = CREATE | (REPLACE if replace else EXCLUDE)
@@ -245,7 +246,7 @@ def new_route(
 
 def new_neighbour(address: IPAddress, mac: str, index: int) -> Request:
     """A neighbour that is never asked for."""
-    body = _NEIGHBOUR.pack(family(address), index, NUD_PERMANENT, 0, 0)
+    body = NEIGHBOUR.pack(family(address), index, NUD_PERMANENT, 0, 0)
     body += attribute(_NDA_DST, address.packed) + attribute(_NDA_LLADDR, mac_bytes(mac))
     body += attribute(_NDA_PROTOCOL, bytes((PROTOCOL,)))
     return Request(RTM_NEWNEIGH, CREATE | REPLACE, body, f"neighbour {address}")
@@ -254,14 +255,14 @@ def new_neighbour(address: IPAddress, mac: str, index: int) -> Request:
 def parse_address(body: bytes) -> tuple[int, IPAddress, int]:
     """Read index, address and prefix length from a listing."""
     length, index = body[1], struct.unpack_from("=I", body, 4)[0]
-    values = attributes(body, _IFADDR.size)
+    values = attributes(body, IFADDR.size)
     return index, ip_address(values.get(_IFA_LOCAL) or values[_IFA_ADDRESS]), length
 
 
 def parse_route(body: bytes) -> Route | None:
     """Read a route from a listing; None for one that is not plain unicast of the main table."""
-    _, length, _, _, table, protocol, _, kind, _ = _ROUTE.unpack_from(body)
-    values = attributes(body, _ROUTE.size)
+    _, length, _, _, table, protocol, _, kind, _ = ROUTE.unpack_from(body)
+    values = attributes(body, ROUTE.size)
     if _number(values.get(_RTA_TABLE), table) != TABLE_MAIN or kind != 1 or _RTA_OIF not in values:
         return None
     target = ip_address(values[_RTA_DST]) if _RTA_DST in values else None
@@ -271,8 +272,8 @@ def parse_route(body: bytes) -> Route | None:
 
 def parse_neighbour(body: bytes) -> Neighbour | None:
     """Read a neighbour from a listing; None for one that is not permanent."""
-    _, index, state, _, _ = _NEIGHBOUR.unpack_from(body)
-    values = attributes(body, _NEIGHBOUR.size)
+    _, index, state, _, _ = NEIGHBOUR.unpack_from(body)
+    values = attributes(body, NEIGHBOUR.size)
     if not state & NUD_PERMANENT or _NDA_DST not in values:
         return None
     return Neighbour(ip_address(values[_NDA_DST]), values.get(_NDA_LLADDR, b"").hex(":"), index)
@@ -348,7 +349,7 @@ class Rtnetlink:
         self._sequence += len(requests)
         self._socket.send(
             b"".join(
-                _HEADER.pack(16 + len(body), kind, flags | REQUEST | ACK, first + i, 0) + body
+                HEADER.pack(16 + len(body), kind, flags | REQUEST | ACK, first + i, 0) + body
                 for i, (kind, flags, body, _) in enumerate(requests)
             )
         )
@@ -371,7 +372,7 @@ class Rtnetlink:
 
     def _dump(self, kind: int, filter_: bytes) -> tuple[bool, list[bytes]]:
         self._sequence += 1
-        self._socket.send(_HEADER.pack(16 + len(filter_), kind, REQUEST | DUMP, self._sequence, 0) + filter_)
+        self._socket.send(HEADER.pack(16 + len(filter_), kind, REQUEST | DUMP, self._sequence, 0) + filter_)
         bodies: list[bytes] = []
         whole = True
         while True:
@@ -391,7 +392,7 @@ class Rtnetlink:
         data = self._socket.recv(_RECEIVE)
         offset = 0
         while offset + 16 <= len(data):
-            size, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
+            size, kind, flags, sequence, _ = HEADER.unpack_from(data, offset)
             yield kind, flags, sequence, data[offset + 16 : offset + size]
             offset += (size + 3) & ~3
 
@@ -400,25 +401,25 @@ class Rtnetlink:
 
         That happens in the background; since Linux 6.8 at once when this is asked. Raises RtnetlinkError.
         """
-        answer = self._get(Request(RTM_GETLINK, 0, _IFINFO.pack(0, 0, index, 0, 0), "look at the link"))
-        return attributes(answer, _IFINFO.size).get(_IFLA_OPERSTATE) == _IF_OPER_UP
+        answer = self._get(Request(RTM_GETLINK, 0, IFINFO.pack(0, 0, index, 0, 0), "look at the link"))
+        return attributes(answer, IFINFO.size).get(_IFLA_OPERSTATE) == _IF_OPER_UP
 
     def is_own(self, address: IPAddress) -> bool:
         """Whether packets to an address are taken in here, not forwarded. Raises RtnetlinkError.
 
         An IPv6 address is so only some time after it was added: the kernel does that in the background.
         """
-        body = _ROUTE.pack(family(address), address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
+        body = ROUTE.pack(family(address), address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
         body += attribute(_RTA_DST, address.packed)
         answer = self._get(Request(RTM_GETROUTE, 0, body, f"look up the route to {address}"))
-        kind: int = _ROUTE.unpack_from(answer)[7]
+        kind: int = ROUTE.unpack_from(answer)[7]
         return kind == _RTN_LOCAL
 
     def _get(self, request: Request) -> bytes:
         """Ask for one thing and return the body of the answer. Raises RtnetlinkError."""
         self._sequence += 1
         size = 16 + len(request.body)
-        self._socket.send(_HEADER.pack(size, request.kind, REQUEST, self._sequence, 0) + request.body)
+        self._socket.send(HEADER.pack(size, request.kind, REQUEST, self._sequence, 0) + request.body)
         while True:
             for kind, flags, sequence, answer in self._receive():
                 if sequence != self._sequence:
@@ -429,22 +430,22 @@ class Rtnetlink:
 
     def links(self) -> list[Link]:
         """All devices of the namespace."""
-        return [parse_link(body) for body in self.listing(RTM_GETLINK, _IFINFO.pack(0, 0, 0, 0, 0))]
+        return [parse_link(body) for body in self.listing(RTM_GETLINK, IFINFO.pack(0, 0, 0, 0, 0))]
 
     def addresses(self, index: int) -> set[tuple[IPAddress, int]]:
         """A device's addresses with their prefix lengths."""
-        listed = map(parse_address, self.listing(RTM_GETADDR, _IFADDR.pack(0, 0, 0, 0, index)))
+        listed = map(parse_address, self.listing(RTM_GETADDR, IFADDR.pack(0, 0, 0, 0, index)))
         return {(address, length) for i, address, length in listed if i == index}
 
     def routes(self) -> list[Route]:
         """podwall's plain routes of the main table, both families."""
-        filter_ = [_ROUTE.pack(af, 0, 0, 0, 0, PROTOCOL, 0, 0, 0) for af in (socket.AF_INET, socket.AF_INET6)]
+        filter_ = [ROUTE.pack(af, 0, 0, 0, 0, PROTOCOL, 0, 0, 0) for af in (socket.AF_INET, socket.AF_INET6)]
         bodies = [body for each in filter_ for body in self.listing(RTM_GETROUTE, each)]
         return [route for body in bodies if (route := parse_route(body)) and route.protocol == PROTOCOL]
 
     def neighbours(self) -> list[Neighbour]:
         """All permanent neighbour entries, both families."""
-        filter_ = [_NEIGHBOUR.pack(af, 0, 0, 0, 0) for af in (socket.AF_INET, socket.AF_INET6)]
+        filter_ = [NEIGHBOUR.pack(af, 0, 0, 0, 0) for af in (socket.AF_INET, socket.AF_INET6)]
         bodies = [body for each in filter_ for body in self.listing(RTM_GETNEIGH, each)]
         return [neighbour for body in bodies if (neighbour := parse_neighbour(body))]
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import errno
 import os
 import socket
@@ -22,6 +21,7 @@ from typing import TypeVar
 
 from agent.cluster.model import IPAddress
 from agent.pods.rtnetlink import (
+    IFINFO,
     RTM_GETLINK,
     Link,
     Request,
@@ -32,18 +32,15 @@ from agent.pods.rtnetlink import (
     set_up,
     without_own_addresses,
 )
+from agent.pods.wiring import enter
 from agent.routes import messages
 from agent.routes.diff import Item, Present, Step, conflicts, steps
 from agent.routes.plan import VXLAN_DEVICE, Forwarding, Neighbour, Plan, Route, Uplink, Vxlan
 
 _T = TypeVar("_T")
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
-_IFINFO_ANY = bytes(16)
-_BATCH = 64  # acknowledgements of one send must fit into the socket's default receive buffer
 _GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL}
-_CLONE_NEWNET = 0x40000000
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # link, addresses and routes of both families
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class RouteError(Exception):
@@ -110,8 +107,7 @@ class RouteKernel:
             watch.close()
 
     def _begin_thread(self) -> None:
-        if _libc.setns(self._home, _CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), "cannot enter the network namespace")
+        enter(self._home)
         self._rtnetlink = Rtnetlink()
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
@@ -128,7 +124,7 @@ class RouteKernel:
     # Reading
 
     def _links(self) -> list[tuple[bytes, Link]]:
-        return [(body, parse_link(body)) for body in self._kernel.listing(RTM_GETLINK, _IFINFO_ANY)]
+        return [(body, parse_link(body)) for body in self._kernel.listing(RTM_GETLINK, bytes(IFINFO.size))]
 
     def _addresses(self) -> list[tuple[int, IPAddress]]:
         return [parse_address(body)[:2] for body in self._kernel.listing(*messages.address_listing())]
@@ -198,17 +194,15 @@ class RouteKernel:
         before, after = _split(todo)
         for step in before:
             self._try(step, done, problems)
-        for at in range(0, len(after), _BATCH):
-            self._batch(after[at : at + _BATCH], done, problems)
+        self._batch(after, done, problems)
         for step in todo[len(before) + len(after) :]:
             self._try(step, done, problems)
         return Changes(tuple(done), tuple(problems))
 
     def _batch(self, batch: Sequence[Step], done: list[Step], problems: list[str]) -> None:
         ready = [(step, request) for step in batch if (request := _request(step))]
-        for (step, _), error in zip(
-            ready, self._kernel.outcomes(*(request for _, request in ready)), strict=True
-        ):
+        outcomes = self._kernel.outcomes(*(request for _, request in ready))
+        for (step, _), error in zip(ready, outcomes, strict=True):
             _note(step, error, done, problems)
 
     def _try(self, step: Step, done: list[Step], problems: list[str]) -> None:

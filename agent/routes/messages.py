@@ -15,8 +15,13 @@ from agent.cluster.model import IPAddress, IPNetwork
 from agent.pods.rtnetlink import (
     CREATE,
     EXCLUDE,
+    HEADER,
+    IFADDR,
+    IFINFO,
+    NEIGHBOUR,
     NUD_PERMANENT,
     REPLACE,
+    ROUTE,
     RTM_DELLINK,
     RTM_GETADDR,
     RTM_GETNEIGH,
@@ -44,11 +49,6 @@ RTM_DELADDR, RTM_DELROUTE, RTM_DELNEIGH = 21, 25, 29
 Names = dict[int, str]
 Destination = tuple[int, int, bytes]  # family, prefix length, address: a route's key without making objects
 
-_IFINFO = struct.Struct("=BxHiII")
-_IFADDR = struct.Struct("=BBBBI")
-_ROUTE = struct.Struct("=BBBBBBBBI")
-_NEIGHBOUR = struct.Struct("=BxxxiHBB")
-
 _UNICAST, _UNREACHABLE = 1, 7
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_TABLE, _RTA_VIA = 1, 4, 5, 15, 18
 _RTNH_F_ONLINK, _RTM_F_CLONED = 4, 0x200
@@ -69,7 +69,7 @@ def route_request(route: Route, action: str, index: int) -> Request:
     """Create, replace or delete a route; deletion names the protocol, so it cannot hit a foreign one."""
     destination = route.destination
     delete = action == "delete"
-    header = _ROUTE.pack(
+    header = ROUTE.pack(
         family(destination.network_address),
         destination.prefixlen,
         0,
@@ -98,7 +98,7 @@ def _next_hop(route: Route, index: int) -> bytes:
 
 def route_listing(af: int) -> tuple[int, bytes]:
     """The request for the main table of one family, sorted out by the kernel."""
-    return RTM_GETROUTE, _ROUTE.pack(af, 0, 0, 0, TABLE_MAIN, 0, 0, 0, 0)
+    return RTM_GETROUTE, ROUTE.pack(af, 0, 0, 0, TABLE_MAIN, 0, 0, 0, 0)
 
 
 def destination_key(network: IPNetwork) -> Destination:
@@ -115,10 +115,10 @@ def parse_routes(
     own: set[Route] = set()
     foreign: dict[IPNetwork, str] = {}
     for body in bodies:
-        af, length, _, _, table, protocol, _, kind, flags = _ROUTE.unpack_from(body)
+        af, length, _, _, table, protocol, _, kind, flags = ROUTE.unpack_from(body)
         if flags & _RTM_F_CLONED or table != TABLE_MAIN:
             continue
-        values = attributes(body, _ROUTE.size)
+        values = attributes(body, ROUTE.size)
         packed = values.get(_RTA_DST, bytes(4 if af == socket.AF_INET else 16))
         if protocol != PROTOCOL:
             if (af, length, packed) in wanted:
@@ -138,8 +138,8 @@ def parse_connected(bodies: list[bytes], index: int) -> list[IPNetwork]:
     """The subnets that are on a device's own link: unicast routes without a gateway, whoever made them."""
     found = []
     for body in bodies:
-        af, length, _, _, table, protocol, _, kind, flags = _ROUTE.unpack_from(body)
-        values = attributes(body, _ROUTE.size)
+        af, length, _, _, table, protocol, _, kind, flags = ROUTE.unpack_from(body)
+        values = attributes(body, ROUTE.size)
         plain = (
             kind == _UNICAST and table == TABLE_MAIN and not flags & _RTM_F_CLONED and protocol != PROTOCOL
         )
@@ -151,8 +151,8 @@ def parse_connected(bodies: list[bytes], index: int) -> list[IPNetwork]:
 def parse_default_device(bodies: list[bytes]) -> int:
     """The device of the first default route; 0 when there is none."""
     for body in bodies:
-        _, length, _, _, table, _, _, kind, flags = _ROUTE.unpack_from(body)
-        values = attributes(body, _ROUTE.size)
+        _, length, _, _, table, _, _, kind, flags = ROUTE.unpack_from(body)
+        values = attributes(body, ROUTE.size)
         if (
             not length
             and kind == _UNICAST
@@ -183,7 +183,7 @@ def _words(network: IPNetwork, values: dict[int, bytes], names: Names, protocol:
 def neighbour_request(neighbour: Neighbour, action: str, index: int) -> Request:
     """Set or delete a permanent neighbour."""
     address = neighbour.address
-    body = _NEIGHBOUR.pack(family(address), index, NUD_PERMANENT, 0, 0) + attribute(_NDA_DST, address.packed)
+    body = NEIGHBOUR.pack(family(address), index, NUD_PERMANENT, 0, 0) + attribute(_NDA_DST, address.packed)
     if action == "delete":
         return Request(RTM_DELNEIGH, 0, body, f"delete {neighbour}")
     body += attribute(_NDA_LLADDR, mac_bytes(neighbour.mac)) + attribute(_NDA_PROTOCOL, bytes((PROTOCOL,)))
@@ -192,7 +192,7 @@ def neighbour_request(neighbour: Neighbour, action: str, index: int) -> Request:
 
 def forwarding_request(entry: Forwarding, action: str, index: int) -> Request:
     """Set or delete the node a MAC's frames go to."""
-    body = _NEIGHBOUR.pack(socket.AF_BRIDGE, index, NUD_PERMANENT | _NUD_NOARP, _NTF_SELF, 0)
+    body = NEIGHBOUR.pack(socket.AF_BRIDGE, index, NUD_PERMANENT | _NUD_NOARP, _NTF_SELF, 0)
     body += attribute(_NDA_LLADDR, mac_bytes(entry.mac)) + attribute(_NDA_DST, entry.underlay.packed)
     if action == "delete":
         return Request(RTM_DELNEIGH, 0, body, f"delete {entry}")
@@ -202,16 +202,16 @@ def forwarding_request(entry: Forwarding, action: str, index: int) -> Request:
 def neighbour_listing(af: int, index: int) -> tuple[int, bytes]:
     """The request for a device's neighbours of one family, or (AF_BRIDGE) its forwarding entries."""
     if af == socket.AF_BRIDGE:
-        return RTM_GETNEIGH, _NEIGHBOUR.pack(af, index, 0, 0, 0)
-    return RTM_GETNEIGH, _NEIGHBOUR.pack(af, 0, 0, 0, 0) + number(8, index)  # NDA_IFINDEX
+        return RTM_GETNEIGH, NEIGHBOUR.pack(af, index, 0, 0, 0)
+    return RTM_GETNEIGH, NEIGHBOUR.pack(af, 0, 0, 0, 0) + number(8, index)  # NDA_IFINDEX
 
 
 def parse_neighbours(bodies: list[bytes], index: int) -> frozenset[Neighbour]:
     """The permanent neighbours of a device."""
     found = set()
     for body in bodies:
-        _, device, state, _, _ = _NEIGHBOUR.unpack_from(body)
-        values = attributes(body, _NEIGHBOUR.size)
+        _, device, state, _, _ = NEIGHBOUR.unpack_from(body)
+        values = attributes(body, NEIGHBOUR.size)
         if device == index and state & NUD_PERMANENT and _NDA_DST in values:
             found.add(Neighbour(ip_address(values[_NDA_DST]), values.get(_NDA_LLADDR, b"").hex(":")))
     return frozenset(found)
@@ -221,8 +221,8 @@ def parse_forwarding(bodies: list[bytes], index: int) -> frozenset[Forwarding]:
     """The forwarding entries of a device."""
     found = set()
     for body in bodies:
-        _, device, _, _, _ = _NEIGHBOUR.unpack_from(body)
-        values = attributes(body, _NEIGHBOUR.size)
+        _, device, _, _, _ = NEIGHBOUR.unpack_from(body)
+        values = attributes(body, NEIGHBOUR.size)
         if device == index and _NDA_DST in values and _NDA_LLADDR in values:
             found.add(Forwarding(values[_NDA_LLADDR].hex(":"), ip_address(values[_NDA_DST])))
     return frozenset(found)
@@ -248,7 +248,7 @@ def new_vxlan(vxlan: Vxlan) -> Request:
         attribute(_VXLAN_PORT, struct.pack("!H", vxlan.port)),
         attribute(_VXLAN_LEARNING, b"\0"),
     )
-    body = _IFINFO.pack(0, 0, 0, 0, 0) + text(_IFLA_IFNAME, VXLAN_DEVICE)
+    body = IFINFO.pack(0, 0, 0, 0, 0) + text(_IFLA_IFNAME, VXLAN_DEVICE)
     body += attribute(_IFLA_ADDRESS, mac_bytes(vxlan.mac)) + number(_IFLA_MTU, vxlan.mtu)
     body += nest(_IFLA_LINKINFO, text(_INFO_KIND, "vxlan"), data)
     return Request(RTM_NEWLINK, CREATE | EXCLUDE, body, f"make {vxlan}")
@@ -258,19 +258,19 @@ def set_mtu(index: int, mtu: int) -> Request:
     return Request(
         RTM_SETLINK,
         0,
-        _IFINFO.pack(0, 0, index, 0, 0) + number(_IFLA_MTU, mtu),
+        IFINFO.pack(0, 0, index, 0, 0) + number(_IFLA_MTU, mtu),
         f"set MTU {mtu} of {VXLAN_DEVICE}",
     )
 
 
 def delete_device(index: int) -> Request:
-    return Request(RTM_DELLINK, 0, _IFINFO.pack(0, 0, index, 0, 0), f"delete {VXLAN_DEVICE}")
+    return Request(RTM_DELLINK, 0, IFINFO.pack(0, 0, index, 0, 0), f"delete {VXLAN_DEVICE}")
 
 
 def address_request(address: IPAddress, action: str, index: int) -> Request:
     """Give or take a tunnel address: whole, usable at once, without a route of its own."""
     flags = _IFA_F_NODAD | _IFA_F_NOPREFIXROUTE
-    body = _IFADDR.pack(family(address), address.max_prefixlen, _IFA_F_NODAD, 0, index)
+    body = IFADDR.pack(family(address), address.max_prefixlen, _IFA_F_NODAD, 0, index)
     body += attribute(_IFA_LOCAL, address.packed) + attribute(_IFA_ADDRESS, address.packed)
     if action == "delete":
         return Request(RTM_DELADDR, 0, body, f"take {address} from {VXLAN_DEVICE}")
@@ -279,12 +279,12 @@ def address_request(address: IPAddress, action: str, index: int) -> Request:
 
 
 def address_listing() -> tuple[int, bytes]:
-    return RTM_GETADDR, _IFADDR.pack(0, 0, 0, 0, 0)
+    return RTM_GETADDR, IFADDR.pack(0, 0, 0, 0, 0)
 
 
 def parse_vxlan(body: bytes, link: Link, addresses: frozenset[IPAddress]) -> Vxlan:
     """Read the device; one that is not as podwall makes it gets an identity that no plan has."""
-    information = attributes(attributes(body, _IFINFO.size).get(_IFLA_LINKINFO, b""))
+    information = attributes(attributes(body, IFINFO.size).get(_IFLA_LINKINFO, b""))
     data = attributes(information.get(_INFO_DATA, b""))
     local: IPAddress = IPv4Address(0)
     if _VXLAN_LOCAL in data:
@@ -309,7 +309,6 @@ def _number(value: bytes) -> int:
 
 # Notifications
 
-_HEADER = struct.Struct("=IHHII")
 _POD_LINK = re.compile(rb"podwalli?[0-9a-f]{7,8}\0?")
 _LINK_EVENTS, _ADDRESS_EVENTS = (RTM_NEWLINK, RTM_DELLINK), (RTM_NEWADDR, RTM_DELADDR)
 
@@ -321,17 +320,17 @@ def matters(data: bytes, names: Names) -> bool:
     """
     found = False
     offset = 0
-    while offset + _HEADER.size <= len(data):
-        size, kind, _, _, _ = _HEADER.unpack_from(data, offset)
-        found = _matters(kind, data[offset + _HEADER.size : offset + size], names) or found
-        offset += max(_HEADER.size, (size + 3) & ~3)
+    while offset + HEADER.size <= len(data):
+        size, kind, _, _, _ = HEADER.unpack_from(data, offset)
+        found = _matters(kind, data[offset + HEADER.size : offset + size], names) or found
+        offset += max(HEADER.size, (size + 3) & ~3)
     return found
 
 
 def _matters(kind: int, body: bytes, pods: Names) -> bool:
     if kind in _LINK_EVENTS:
         index = struct.unpack_from("=i", body, 4)[0]
-        name = attributes(body, _IFINFO.size).get(_IFLA_IFNAME, b"")
+        name = attributes(body, IFINFO.size).get(_IFLA_IFNAME, b"")
         if _POD_LINK.fullmatch(name):
             pods[index] = name.rstrip(b"\0").decode()
             if kind == RTM_DELLINK:
@@ -340,10 +339,10 @@ def _matters(kind: int, body: bytes, pods: Names) -> bool:
         return True
     if kind in _ADDRESS_EVENTS:
         return struct.unpack_from("=I", body, 4)[0] not in pods
-    _, _, _, _, table, protocol, _, type_, flags = _ROUTE.unpack_from(body)
+    _, _, _, _, table, protocol, _, type_, flags = ROUTE.unpack_from(body)
     if table != TABLE_MAIN or flags & _RTM_F_CLONED:
         return False
     if protocol == PROTOCOL:  # what podwall made is as it should be; what it made and is gone may not be
-        gateway = _gateway(attributes(body, _ROUTE.size)) is not None
+        gateway = _gateway(attributes(body, ROUTE.size)) is not None
         return kind == RTM_DELROUTE and (gateway or type_ == _UNREACHABLE)
     return True
