@@ -322,6 +322,9 @@ def test_pods_that_come_and_go_do_not_wake_the_routes(world: World, kernels: Ker
         async with open_kernels(kernels):
             plan = await planned(kernel, "a", world.nodes.values(), "auto")
             await kernel.sync(plan)
+            async with asyncio.timeout(20.0):
+                while await woken(""):  # the kernel tells of the new tunnel's carrier when it has time
+                    continue
             assert not await woken(
                 """link add name podwall0badcafe type veth peer name eth9 netns POD
                 link set podwall0badcafe addrgenmode none
