@@ -25,7 +25,6 @@ from agent.compile.services import ServiceCompiler
 from agent.conntrack import Endpoint as End
 from agent.nft.diff import Change
 from agent.nft.model import Element, Key, Proto, SetName
-from agent.pods.model import Attachment
 from agent.service_flows import (
     Destination,
     Places,
@@ -35,6 +34,7 @@ from agent.service_flows import (
     target_of,
 )
 from cni.spec import PortMapping
+from tests.agent.pods.world import attachment
 
 DNS = Service(
     namespace="kube-system",
@@ -61,17 +61,8 @@ NODES = (
 )
 LOCAL = frozenset(map(ip_address, ("172.18.0.2", "172.18.0.77", "127.0.0.1", "fd00::2")))
 PLACES = Places(LOCAL, frozenset(ip for node in NODES for ip in node.internal_ips))
-POD = Attachment(
-    container_id="c1",
-    ifname="eth0",
-    link="podwall00000001",
-    namespace="default",
-    pod="game",
-    pod_uid="u",
+POD = attachment(
     addresses=(ip_address("10.244.1.9"), ip_address("fd00:244::9")),
-    mac="",
-    host_mac="",
-    mtu=1500,
     port_mappings=(
         PortMapping(4000, 40, "udp", ""),
         PortMapping(4001, 41, "udp", "172.18.0.77"),

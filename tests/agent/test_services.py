@@ -40,6 +40,7 @@ from agent.reports import Reports
 from agent.rules import Rules
 from agent.services import KINDS, Services
 from cni.spec import PortMapping
+from tests.agent.pods.world import attachment
 from tests.linux import command, own_netns
 
 LIMIT_S = 20.0
@@ -59,17 +60,8 @@ STICKY = replace(
     WEB, name="sticky", uid="s", cluster_ips=(ip_address("10.96.0.11"),), session_affinity="ClientIP"
 )
 TABLE = ("inet", "podwall_services")
-POD = Attachment(
-    container_id="c1",
-    ifname="eth0",
-    link="podwall00000001",
-    namespace="default",
-    pod="db",
-    pod_uid="u",
+POD = attachment(
     addresses=(ip_address("10.244.1.9"), ip_address("fd00:244:1::9")),
-    mac="",
-    host_mac="",
-    mtu=1500,
     port_mappings=(PortMapping(5432, 5433, "tcp", ""), PortMapping(53, 5353, "udp", "172.18.0.2")),
 )
 

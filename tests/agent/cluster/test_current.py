@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,10 @@ from agent.cluster.model import Event, Kind, Upsert
 from agent.cluster.watch import ApiSource, Timing
 from agent.config import Config
 from agent.datapath import KINDS, Datapath
-from agent.pods.model import Attachment
 from agent.reports import Reports
 from lab import netns
 from tests.agent.cluster.scripted import Scripted, answer, chunks, line, listing
+from tests.agent.pods.world import attachment
 from tests.agent.waiting import eventually
 
 LIMIT_S = 10.0
@@ -236,18 +235,7 @@ def test_a_pod_is_isolated_when_its_add_answers(server_inside: Scripted, node: P
         "metadata": {"name": "api", "namespace": "shop", "uid": "u1", "resourceVersion": "8"},
         "spec": {"nodeName": "node1", "containers": []},
     }
-    attachment = Attachment(
-        container_id="c1",
-        ifname="eth0",
-        link="podwall00000001",
-        namespace="shop",
-        pod="api",
-        pod_uid="u1",
-        addresses=(ip_address("10.244.1.5"), ip_address("fd00::5")),
-        mac="02:00:00:00:00:01",
-        host_mac="02:00:00:00:00:02",
-        mtu=1500,
-    )
+    api = attachment(namespace="shop", pod="api", pod_uid="u1")
 
     async def add() -> None:
         given = Credentials(server.url)
@@ -277,13 +265,14 @@ def test_a_pod_is_isolated_when_its_add_answers(server_inside: Scripted, node: P
         ]
         try:
             await eventually(lambda: ("shop", "api") in datapath.store.snapshot.pods)
-            adding = asyncio.create_task(datapath.attached(attachment))
+            await eventually(lambda: server.count(POLICIES))  # whoever asks again is the ADD
+            adding = asyncio.create_task(datapath.attached(api))
             await eventually(lambda: server.count("shop:list"))
             done, _ = await asyncio.wait([adding], timeout=0.2)
             assert not done
             server.say(POLICIES_WATCH, chunks(policy_line("7"), end=False))
             await adding
-            assert flows.isolated(datapath.rules.ruleset) == set(attachment.addresses)
+            assert flows.isolated(datapath.rules.ruleset) == set(api.addresses)
         finally:
             for task in tasks:
                 task.cancel()

@@ -7,21 +7,10 @@ from dataclasses import replace
 import pytest
 
 from agent.pods import host_ports
-from agent.pods.model import Attachment
 from cni.spec import PortMapping
+from tests.agent.pods.world import attachment
 
-OTHER = Attachment(
-    container_id="c1",
-    ifname="eth0",
-    link="podwall00000001",
-    namespace="default",
-    pod="web",
-    pod_uid="u1",
-    addresses=(),
-    mac="",
-    host_mac="",
-    mtu=1500,
-)
+OTHER = attachment(pod="web")
 
 
 def at(host_ip: str = "", port: int = 8080, protocol: str = "tcp") -> PortMapping:

@@ -7,38 +7,15 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
 from agent.pods.ledger import Cause, Ledger, LedgerError, LedgerThread, Row
-from agent.pods.model import Attachment, identities
+from agent.pods.model import Attachment
 from cni.spec import AttachmentKey, Bandwidth, PortMapping
-from tests.agent.pods.world import fill
-
-
-def attachment(number: int, **fields: object) -> Attachment:
-    key = AttachmentKey(f"container-{number}", "eth0")
-    identity = next(identities(key))
-    return replace(
-        Attachment(
-            container_id=key.container_id,
-            ifname=key.ifname,
-            link=identity.link,
-            namespace="default",
-            pod=f"web-{number}",
-            pod_uid=f"uid-{number}",
-            addresses=(ip_address(f"10.1.0.{number}"), ip_address(f"fd00::{number}")),
-            mac=identity.mac,
-            host_mac=identity.host_mac,
-            mtu=1450,
-            netns="/run/netns/web",
-            network="podwall",
-        ),
-        **fields,  # type: ignore[arg-type]
-    )
+from tests.agent.pods.world import attachment, fill
 
 
 @pytest.fixture

@@ -11,38 +11,19 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agent.pods.model import Attachment, identities
+from agent.pods.model import Attachment
 from agent.pods.rtnetlink import PROTOCOL
 from agent.pods.wiring import RETIRED, Wiring, WiringError
-from cni.spec import AttachmentKey, Bandwidth
+from cni.spec import Bandwidth
 from lab import netns
-from tests.agent.pods.world import Namespace, Namespaces, kernel_links, kernel_rows
+from tests.agent.pods.world import Namespace, Namespaces, attachment, kernel_links, kernel_rows
 from tests.linux import command
-
-
-def attachment(number: int = 5, **fields: Any) -> Attachment:
-    key = AttachmentKey(f"container-{number}", "eth0")
-    identity = next(identities(key))
-    made = Attachment(
-        container_id=key.container_id,
-        ifname=key.ifname,
-        link=identity.link,
-        namespace="default",
-        pod=f"web-{number}",
-        pod_uid="123e4567",
-        addresses=(ip_address(f"10.244.1.{number}"), ip_address(f"fd00::{number}")),
-        mac=identity.mac,
-        host_mac=identity.host_mac,
-        mtu=1450,
-    )
-    return replace(made, **fields)
 
 
 @contextlib.asynccontextmanager
@@ -82,7 +63,7 @@ def test_the_link_is_as_designed(node: Namespace, namespaces: Namespaces) -> Non
     assert outside["address"] == a.host_mac
     assert outside["mtu"] == a.mtu
     assert outside["addr_info"] == []
-    assert outside["ifalias"] == "container-5 eth0 123e4567 default/web-5"
+    assert outside["ifalias"] == "container-5 eth0 uid-5 default/web-5"
 
     assert [(r["dst"], r.get("gateway"), r["protocol"]) for r in routes(pod.name)] == [
         ("default", "169.254.1.1", str(PROTOCOL)),
@@ -364,7 +345,7 @@ def test_find_tells_whose_a_link_is(node: Namespace, namespaces: Namespaces) -> 
             command("ip", "link", "add", "podwall-vxlan", "type", "veth", "peer", "name", "podwall0000000g")
             first, second = sorted(await made.find(), key=lambda found: found.addresses[0])
             assert (first.link, first.key, first.addresses) == (a.link, a.key, a.addresses)
-            assert (first.namespace, first.pod, first.pod_uid) == ("default", "web-5", "123e4567")
+            assert (first.namespace, first.pod, first.pod_uid) == ("default", "web-5", "uid-5")
             assert (first.mac, first.host_mac, first.mtu, first.up) == (a.mac, a.host_mac, a.mtu, True)
             assert (second.link, second.key, second.addresses) == (long.link, None, long.addresses)
 

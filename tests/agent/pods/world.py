@@ -9,13 +9,13 @@ import os
 import re
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from agent.pods.attachments import Attachments
 from agent.pods.ledger import Ledger
-from agent.pods.model import Attachment
+from agent.pods.model import Attachment, identities
 from agent.pods.wiring import Wiring
 from cni import spec
 from tests.agent.waiting import eventually
@@ -159,6 +159,26 @@ def request(command: str, container_id: str, netns: str = "", **config: Any) -> 
         "config": given,
     }
     return spec.from_body(f"cni.{command}", body)
+
+
+def attachment(number: int = 5, **fields: Any) -> Attachment:
+    """The interface of Pod default/web-`number`, with whatever else it is given."""
+    identity = next(identities(key(f"container-{number}")))
+    made = Attachment(
+        container_id=f"container-{number}",
+        ifname="eth0",
+        link=identity.link,
+        namespace="default",
+        pod=f"web-{number}",
+        pod_uid=f"uid-{number}",
+        addresses=(ipaddress.ip_address(f"10.244.1.{number}"), ipaddress.ip_address(f"fd00::{number}")),
+        mac=identity.mac,
+        host_mac=identity.host_mac,
+        mtu=1450,
+        netns="/run/netns/web",
+        network="podwall",
+    )
+    return replace(made, **fields)
 
 
 def key(container_id: str) -> spec.AttachmentKey:
