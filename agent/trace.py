@@ -62,20 +62,30 @@ class Session:
 
 def answers(datapath: Datapath, find_inside: FindInside) -> Mapping[str, Answer]:
     """The four calls."""
-    sessions = Sessions[Session](MOST_SESSIONS, EXPIRES_S)
+    traces = Traces(datapath, find_inside)
+    return {
+        "trace.open": traces.open,
+        "trace.send": traces.send,
+        "trace.read": traces.read,
+        "trace.close": traces.close,
+    }
 
-    def asked(body: Body) -> Session:
-        session = sessions.get(str(body.get("id", "")))
-        if session is None:
-            raise CniError(spec.FAILED, "this trace has ended: nobody asked for it for a while")
-        return session
 
-    async def opened(body: Body) -> object:
-        if sessions.full:
+class Traces:
+    """All packets that are followed through this node."""
+
+    def __init__(self, datapath: Datapath, find_inside: FindInside) -> None:
+        self._datapath = datapath
+        self._find_inside = find_inside
+        self._sessions = Sessions[Session](MOST_SESSIONS, EXPIRES_S)
+
+    async def open(self, body: Body) -> object:
+        """Mark packets, and bind the socket that will send one where that is asked for. Raises CniError."""
+        if self._sessions.full:
             raise CniError(
                 spec.TRY_AGAIN_LATER, f"{MOST_SESSIONS} packets are traced here already; ask again"
             )
-        matches, target, inside = _question(body, find_inside)
+        matches, target, inside = _question(body, self._find_inside)
         attempt = Attempt(target) if target else None
         said: dict[str, Any] = {}
         try:
@@ -84,35 +94,42 @@ def answers(datapath: Datapath, find_inside: FindInside) -> Mapping[str, Answer]
                 matches.append(Match(_NUMBERS[target.protocol], None, sport, target.address, target.port))
                 said = {"source": source, "sport": sport}
             name = secrets.token_hex(4)
-            sessions.keep(name, Session(Trace(name, matches), attempt))
+            self._sessions.keep(name, Session(Trace(name, matches), attempt))
         except (OSError, TraceError) as error:
             if attempt:
                 attempt.close()
             raise CniError(spec.FAILED, str(error)) from error
         return {"id": name, **said}
 
-    async def send(body: Body) -> object:
-        session = asked(body)
+    async def send(self, body: Body) -> object:
+        """Connect, and say what became of that. Raises CniError."""
+        session = self._asked(body)
         if session.attempt is None:
             raise CniError(spec.FAILED, "this trace was opened to wait, not to send")
         wait_s = min(float(body.get("wait_s", WAIT_S)), MOST_WAIT_S)
         outcome = await asyncio.to_thread(_send, session.attempt, wait_s)
         return {"verdict": outcome.verdict, "words": outcome.words}
 
-    async def read(body: Body) -> object:
-        session = asked(body)
+    async def read(self, body: Body) -> object:
+        """The rules that packets met since the last time. Raises CniError."""
+        session = self._asked(body)
         steps = session.trace.read()[:MOST_STEPS]
         await asyncio.to_thread(_look_up, session, steps)
         return {
-            "steps": [step_json(each, session.rules, datapath) for each in steps],
+            "steps": [step_json(each, session.rules, self._datapath) for each in steps],
             "lost": session.trace.lost,
         }
 
-    async def closed(body: Body) -> object:
-        sessions.end(str(body.get("id", "")))
+    async def close(self, body: Body) -> object:
+        """Follow no more."""
+        self._sessions.end(str(body.get("id", "")))
         return None
 
-    return {"trace.open": opened, "trace.send": send, "trace.read": read, "trace.close": closed}
+    def _asked(self, body: Body) -> Session:
+        session = self._sessions.get(str(body.get("id", "")))
+        if session is None:
+            raise CniError(spec.FAILED, "this trace has ended: nobody asked for it for a while")
+        return session
 
 
 # The question
