@@ -63,7 +63,6 @@ def test_who_ends(flow: Flow, target: Target | None, was_frontend: bool, ends: b
 
 # Real flows
 
-NETWORK = {4: "10.7.", 6: "fd07:"}
 SERVICE = {4: "10.7.96.1", 6: "fd07:96::1"}
 OTHER = {4: "10.7.96.2", 6: "fd07:96::2"}
 ENDPOINTS = {4: ("10.7.2.2", "10.7.2.3"), 6: ("fd07:2::2", "fd07:2::3")}

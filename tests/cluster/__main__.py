@@ -13,13 +13,12 @@ NODES=3, CNI=none, KUBE_PROXY=nftables or iptables come from the environment.
 """
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 from tests.cluster import cluster, image
-from tests.cluster.console import ClusterError, say
+from tests.cluster.console import status_of
 from tests.cluster.e2e import run_tests
 from tests.cluster.gobuild import programs
 from tests.cluster.versions import KUBERNETES_MODULE
@@ -27,7 +26,6 @@ from tests.cluster.versions import KUBERNETES_MODULE
 
 def main(words: list[str]) -> int:
     """Carry out one command and return the exit status."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     command, rest = (words[0], words[1:]) if words else ("", [])
     match command:
         case "up":
@@ -58,11 +56,4 @@ def passed_on(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except ClusterError as error:
-        say(f"failed: {error}")
-        sys.exit(1)
-    except KeyboardInterrupt:
-        say("interrupted")
-        sys.exit(130)
+    sys.exit(status_of(main))

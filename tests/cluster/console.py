@@ -32,6 +32,22 @@ def say(text: str) -> None:
         print(f"{time.monotonic() - STARTED:6.1f} s  {text}", file=sys.stderr, flush=True)
 
 
+def status_of(main: Callable[[list[str]], int]) -> int:
+    """Carry out this program's words; its exit status, of which a failure is said in one line.
+
+    SIGTERM ends it as an interruption does, with everything put away.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        return main(sys.argv[1:])
+    except ClusterError as error:
+        say(f"failed: {error}")
+        return 1
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 130
+
+
 @contextlib.contextmanager
 def step(text: str) -> Iterator[None]:
     """Say that a step begins, and how long it took."""

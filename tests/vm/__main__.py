@@ -5,10 +5,9 @@ PODWALL_TEST_SLOWNESS is how much slower than usual the tests may be (8 by defau
 """
 
 import os
-import signal
 import sys
 
-from tests.cluster.console import ClusterError, say, step
+from tests.cluster.console import status_of, step
 from tests.vm import contents, machine
 
 DEFAULT = (
@@ -28,7 +27,6 @@ SLOWNESS = "8"
 
 def main(words: list[str]) -> int:
     """Run the tests and return pytest's exit status."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     built = contents.machine()
     environment = {
         "PODWALL_TEST_SLOWNESS": os.environ.get("PODWALL_TEST_SLOWNESS", SLOWNESS),
@@ -43,11 +41,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except ClusterError as error:
-        say(f"failed: {error}")
-        sys.exit(1)
-    except KeyboardInterrupt:
-        say("interrupted")
-        sys.exit(130)
+    sys.exit(status_of(main))

@@ -31,7 +31,6 @@ LIMIT_S = 10.0
 LAG_S = 0.2
 POLICY_KINDS: tuple[Kind, ...] = ("NetworkPolicy", "Namespace")
 POLICIES, POLICIES_WATCH = "networkpolicies:list", "networkpolicies:watch"
-MEMBER = {"namespace": "shop"}
 
 
 @pytest.fixture(autouse=True)

@@ -19,9 +19,8 @@ from tests.agent.waiting import eventually
 KILLS = int(os.environ.get("PODWALL_TEST_KILLS", "12"))
 
 CHURN = """
-import asyncio, random, sys
+import asyncio, random
 from pathlib import Path
-sys.path.insert(0, {root!r})
 from agent.pods.attachments import Attachments
 from cni.spec import CniError
 from tests.agent.pods.world import CIDRS, Namespace, Settings, agent, key
@@ -51,7 +50,7 @@ asyncio.run(main())
 def test_killed_at_any_moment(node: Namespace, namespaces: Namespaces, tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
     pods = [namespaces.new() for _ in range(8)]
-    program = CHURN.format(root=str(Path.cwd()), directory=str(tmp_path), names=[pod.name for pod in pods])
+    program = CHURN.format(directory=str(tmp_path), names=[pod.name for pod in pods])
 
     async def recovered() -> int:
         async with agent(tmp_path) as a:
