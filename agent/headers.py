@@ -1,7 +1,7 @@
 """What the first bytes of an IP packet say about whose it is, however short, odd or hostile they are.
 
     IPv4 [options]  or  IPv6 [hop-by-hop] [routing] [fragment] [authentication] [...]
-      --> TCP, UDP, SCTP: ports    ICMP: type and code    anything else, or a later fragment: its number alone
+      --> TCP, UDP, SCTP: ports    ICMP: type    anything else, or a later fragment: its number alone
 
 What is not there is 0 or None. Only a packet whose addresses cannot be read is None as a whole.
 """
@@ -33,7 +33,6 @@ class Headers(NamedTuple):
     dport: int = 0
     tcp_flags: int = 0
     icmp_type: int | None = None
-    icmp_code: int | None = None
     fragment: bool = False
 
 
@@ -82,5 +81,5 @@ def _transport(source: IPAddress, destination: IPAddress, protocol: int, data: b
         return Headers(source, destination, protocol, *ports, flags)
     own_icmp = Proto.ICMP if source.version == 4 else Proto.ICMPV6
     if protocol == own_icmp and len(data) >= 2:
-        return Headers(source, destination, protocol, icmp_type=data[0], icmp_code=data[1])
+        return Headers(source, destination, protocol, icmp_type=data[0])
     return Headers(source, destination, protocol)
