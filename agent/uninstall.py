@@ -27,7 +27,7 @@ from agent import nfnetlink
 from agent.files import hold
 from agent.nft.kernel import FAMILIES as FAMILIES_OF_TABLES
 from agent.nft.kernel import OWN_TABLES, Kernel
-from agent.routes.plan import PROTOCOL
+from agent.pods.rtnetlink import PROTOCOL
 
 FILES = ("etc/cni/net.d/*podwall*", "opt/cni/bin/*podwall*", "var/lib/podwall", "run/podwall")
 STATE = "var/lib/podwall"

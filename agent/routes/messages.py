@@ -20,6 +20,7 @@ from agent.pods.rtnetlink import (
     IFINFO,
     NEIGHBOUR,
     NUD_PERMANENT,
+    PROTOCOL,
     REPLACE,
     ROUTE,
     RTM_DELLINK,
@@ -42,7 +43,7 @@ from agent.pods.rtnetlink import (
     number,
     text,
 )
-from agent.routes.plan import PROTOCOL, VXLAN_DEVICE, Forwarding, Neighbour, Route, Vxlan
+from agent.routes.plan import VXLAN_DEVICE, Forwarding, Neighbour, Route, Vxlan
 
 RTM_DELADDR, RTM_DELROUTE, RTM_DELNEIGH = 21, 25, 29
 

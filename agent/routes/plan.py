@@ -44,7 +44,6 @@ from agent.cluster.model import IPAddress, IPNetwork, Node
 Mode: TypeAlias = Literal["auto", "direct", "vxlan"]
 Way: TypeAlias = Literal["direct", "vxlan"]
 
-PROTOCOL = 112  # rtm_protocol and NDA_PROTOCOL of everything podwall puts into routing and neighbour tables
 VXLAN_DEVICE = "podwall-vxlan"
 VXLAN_OVERHEAD = {4: 50, 6: 70}
 IPV6_MINIMUM_MTU = 1280  # RFC 8200 section 5
