@@ -89,7 +89,7 @@ def test_a_name_that_a_policy_lets_nobody_look_up() -> None:
     address = kube.addresses("broken", "for-all")[0]
     lookup = ["dig", "+short", "+time=1", "+tries=1", "for-all.broken.svc.cluster.local", "A"]
 
-    assert command.why("broken", "nameless", "svc/for-all:80")["allowed"]
+    assert command.why("broken", "nameless", f"{address}:80")["allowed"]
     assert asker("nameless").one(Question(address, 80)).body == "web"
     wait_for("its name", lambda: kube.execute("broken", "client", *lookup).strip() == address, limit=10)
     with pytest.raises(ClusterError):
