@@ -1,6 +1,7 @@
 """How fast the network between this node's Pods is: the agent's side of `podwall bench`.
 
-    bench.open                 two Pods of nobody's, attached as the runtime's are: a client and a server
+    bench.open                 two Pods of nobody's, attached as the runtime's are: a client and a server;
+                               the caller names the session, and may close it before this has answered
     bench.measure              one turn: from the client to the server, straight to it, or to any address
     bench.stay                 the server is still needed, by another node's client
     bench.close                they are gone, and their addresses free
@@ -22,7 +23,7 @@ import asyncio
 import contextlib
 import json
 import logging
-import secrets
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ LEASE_S = 10.0
 MOST_SECONDS = 1.0
 """Of one turn."""
 ANSWER_S = 8.0  # of one worker; the command waits ten for the agent
+_ID = re.compile("[0-9a-f]{16}")
 
 log = logging.getLogger(__name__)
 
@@ -108,12 +110,13 @@ class Worker:
 class Session:
     """Two Pods of nobody's for one client, who must go on asking."""
 
-    id: str = field(default_factory=lambda: secrets.token_hex(8))
+    id: str
     client: Worker | None = None
     server: Worker | None = None
     attached: list[AttachmentKey] = field(default_factory=list)
     addresses: dict[str, tuple[str, ...]] = field(default_factory=dict)
     asked: asyncio.Event = field(default_factory=asyncio.Event)
+    watch: asyncio.Task[None] | None = None
 
 
 class Bench:
@@ -124,7 +127,6 @@ class Bench:
         self._lease_s = lease_s
         self._session: Session | None = None
         self._turn = asyncio.Lock()
-        self._watch: asyncio.Task[None] | None = None
 
     def answers(self) -> Mapping[str, Answer]:
         """Each call's answer."""
@@ -135,20 +137,24 @@ class Bench:
             "bench.close": self.ask_to_close,
         }
 
-    async def open(self, _: Body) -> object:
-        """Attach both; say the session's id and the server's addresses. Raises CniError."""
+    async def open(self, body: Body) -> object:
+        """Attach both for a session of this id, 16 hexadecimal digits; say the server's addresses.
+
+        Raises CniError.
+        """
+        if not _ID.fullmatch(str(body.get("id", ""))):
+            raise CniError(spec.INVALID_CONFIG, "a measurement is named by 16 hexadecimal digits")
         if self._session:
             raise CniError(spec.TRY_AGAIN_LATER, "this node is being measured already; try again later")
-        session = self._session = Session()
+        session = self._session = Session(str(body["id"]))
         try:
             async with self._turn:
                 await self._make(session)
+                session.watch = asyncio.create_task(self._end_when_forgotten(session))
         except BaseException:
             await self._end(session)
             raise
-        self._watch = asyncio.create_task(self._end_when_forgotten(session))
         return {
-            "id": session.id,
             "addresses": session.addresses["server"],
             "raw": str(RAW[1]),
             "ports": PORTS,
@@ -223,15 +229,15 @@ class Bench:
             except TimeoutError:
                 break
         log.info("event=bench-forgotten id=%s", session.id)
-        self._watch = None
+        session.watch = None
         await self._end(session)
 
     async def _end(self, session: Session) -> None:
         """Detach both; nobody else is measured before that is done."""
-        if self._watch:
-            self._watch.cancel()
-            self._watch = None
         async with self._turn:
+            if session.watch:
+                session.watch.cancel()
+                session.watch = None
             for key in session.attached:
                 with contextlib.suppress(CniError):  # it goes with its namespace: the agent reaps it
                     await self._attaching.delete(key)

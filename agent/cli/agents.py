@@ -102,9 +102,15 @@ class Agents:
                     self._lines[node] = self._ways[node]()
                 return self._lines[node].ask(call, body or {})
             except ApiError as error:
-                if broken := self._lines.pop(node, None):
-                    broken.close()
+                self._hang_up(node)
                 raise SilentError(f"the agent of {node} cannot be asked: {error}") from error
+            except KeyboardInterrupt:
+                self._hang_up(node)  # the answer that is still to come must not be taken for the next one's
+                raise
+
+    def _hang_up(self, node: str) -> None:
+        if line := self._lines.pop(node, None):
+            line.close()
 
     def ask_all(
         self, call: str, body: Mapping[str, object] | None = None, nodes: Iterable[str] | None = None

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import secrets
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -142,13 +143,13 @@ def service_of(asked: Asked, text: str) -> tuple[str, str, int]:
 
 @contextmanager
 def _session(agents: Agents, node: str) -> Iterator[Mapping[str, Any]]:
-    """What a node's agent made for this, until the end."""
-    made = agents.ask(node, "bench.open")
+    """What a node's agent made for this, until the end, which may come while it is being made."""
+    named = {"id": secrets.token_hex(8)}
     try:
-        yield made
+        yield agents.ask(node, "bench.open", named) | named
     finally:
         with contextlib.suppress(SilentError):  # it ends by itself
-            agents.ask(node, "bench.close", {"id": made["id"]})
+            agents.ask(node, "bench.close", named)
 
 
 def measured(

@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click import ClickException
 from click.testing import CliRunner
 
 from agent.bench import LEASE_S
@@ -113,29 +115,51 @@ def test_a_table_for_people(lab: Lab) -> None:
     ]
 
 
-ENDS = {"interrupted": (signal.SIGINT, 0.0), "killed": (signal.SIGKILL, LEASE_S)}
+ENDS = {
+    "interrupted": (signal.SIGINT, "node2", LEASE_S / 2),
+    "interrupted while the first agent makes what it needs": (signal.SIGINT, "node1", LEASE_S / 2),
+    "killed": (signal.SIGKILL, "node2", LIMIT + LEASE_S),
+}
 
 
 @pytest.mark.parametrize("case", ENDS)
 def test_nothing_is_left_when_it_is(lab: Lab, before: dict[str, Any], case: str) -> None:
-    number, lease = ENDS[case]
+    number, last, limit = ENDS[case]
     command = [PODWALL, "bench", "--lab", "--duration", "60"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as running:
-        until(lambda: all(there(lab)[name] != before[name] for name in NODES), LIMIT, "nothing is measured")
+        until(lambda: there(lab)[last] != before[last], LIMIT, "nothing is measured")
         assert workers()
         running.send_signal(number)
         running.communicate(timeout=LIMIT)
 
-    until(lambda: there(lab) == before and not workers(), LIMIT + lease)
+    until(lambda: there(lab) == before and not workers(), limit)
+
+
+def test_it_can_be_closed_before_it_is_made(lab: Lab, before: dict[str, Any]) -> None:
+    socket, session = lab.agents["node1"].socket, {"id": "0123456789abcdef"}
+    with ThreadPoolExecutor(1) as threads:
+        opening = threads.submit(ask, socket, "bench.open", session)
+        until(workers, LIMIT, "nothing is made")
+        assert not opening.done()
+        ask(socket, "bench.close", session)
+        opening.result()
+
+    until(lambda: there(lab) == before and not workers(), LEASE_S / 2)
+
+
+@pytest.mark.parametrize("name", ["", "../../etc", "0123456789ABCDEF", "0123456789abcdef\n"])
+def test_a_name_that_is_none_is_not_taken(lab: Lab, name: str) -> None:
+    with pytest.raises(ClickException, match="named by 16 hexadecimal digits"):
+        ask(lab.agents["node1"].socket, "bench.open", {"id": name})
 
 
 def test_one_measures_at_a_time(lab: Lab) -> None:
-    socket = lab.agents["node1"].socket
-    session: Any = ask(socket, "bench.open", {})
+    socket, session = lab.agents["node1"].socket, {"id": "0123456789abcdef"}
+    ask(socket, "bench.open", session)
     try:
         done = CliRunner().invoke(main, ["bench", "--lab", "--duration", "1"])
 
         assert done.exit_code == 3
         assert "this node is being measured already" in done.output
     finally:
-        ask(socket, "bench.close", {"id": session["id"]})
+        ask(socket, "bench.close", session)

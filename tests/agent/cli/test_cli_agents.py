@@ -38,6 +38,13 @@ class Broken(Echo):
         raise Unreachable("connection reset")
 
 
+class Interrupted(Echo):
+    """A line at which somebody presses Ctrl-C before the answer has come."""
+
+    def ask(self, call: str, body: Mapping[str, object]) -> Any:
+        raise KeyboardInterrupt
+
+
 def test_each_node_is_asked_and_named() -> None:
     with Agents({name: lambda name=name: Echo(name) for name in ("b", "a")}) as agents:  # type: ignore[misc]
         assert agents.nodes == ["a", "b"]
@@ -65,6 +72,16 @@ def test_a_broken_line_is_hung_up_and_made_anew() -> None:
         with pytest.raises(SilentError, match="the agent of a cannot be asked: connection reset"):
             agents.ask("a", "status")
         assert agents.ask("a", "status")["node"] == "a"
+    assert [line.closed for line in lines] == [1, 1]
+
+
+def test_an_answer_that_nobody_waited_for_is_not_taken_for_the_next() -> None:
+    lines: list[Echo] = [Interrupted("a"), Echo("a")]
+    ways = iter(lines)
+    with Agents({"a": lambda: next(ways)}) as agents:
+        with pytest.raises(KeyboardInterrupt):
+            agents.ask("a", "bench.open")
+        assert agents.ask("a", "bench.close")["call"] == "bench.close"
     assert [line.closed for line in lines] == [1, 1]
 
 

@@ -30,10 +30,11 @@ class Node:
 
     def ask(self, call: str, body: Mapping[str, object]) -> Any:
         self.asked.append((call, body))
-        if call == "bench.open":
-            return {"id": self.name, "addresses": [SERVER[self.name], "fd00::9"], "raw": RAW, "ports": {}}
-        assert body["id"] == self.name
-        return self.measure(body) if call == "bench.measure" else None
+        assert body["id"] == self.asked[0][1]["id"]
+        return getattr(self, call.removeprefix("bench."), lambda _: None)(body)
+
+    def open(self, body: Mapping[str, object]) -> dict[str, object]:
+        return {"addresses": [SERVER[self.name], "fd00::9"], "raw": RAW, "ports": {}}
 
     def measure(self, body: Mapping[str, object]) -> dict[str, object]:
         address = str(body["address"])
@@ -44,7 +45,7 @@ class Node:
             return {"bits_per_second": speed * 1e8}
         return {"per_second": speed, "p50_us": 1e4 / speed, "p99_us": 1e5 / speed}
 
-    def close(self) -> None:
+    def close(self, _: object = None) -> None:
         pass
 
     def calls(self, name: str) -> list[Mapping[str, Any]]:
@@ -99,6 +100,19 @@ def test_also_when_a_turn_gets_no_answer() -> None:
         run(one, two)
 
     assert (one.asked[-1][0], two.asked[-1][0]) == ("bench.close", "bench.close")
+
+
+def test_also_when_it_is_interrupted_before_the_answer() -> None:
+    class Slow(Node):
+        def open(self, body: Mapping[str, object]) -> dict[str, object]:
+            raise KeyboardInterrupt
+
+    one, two = Node("node1"), Slow("node2")
+    with pytest.raises(KeyboardInterrupt):
+        run(one, two)
+
+    for node in (one, two):
+        assert [call for call, _ in node.asked] == ["bench.open", "bench.close"]
 
 
 def test_figures_stand_beside_the_bare_pair() -> None:
