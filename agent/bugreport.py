@@ -129,12 +129,8 @@ def compress(lines: Lines, largest: int = LARGEST) -> bytes:
 
 async def _rules(config: Config) -> Lines:
     """podwall's tables, an object a line; listed by a libnftables of its own, so that no commit waits."""
-    kernel = Kernel()
-    await kernel.start()
-    try:
+    async with Kernel() as kernel:
         listings = [await kernel.listing(table) for table in sorted(OWN_TABLES)]
-    finally:
-        await kernel.stop()
     return (line for listing in listings for line in objects(listing))
 
 

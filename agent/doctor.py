@@ -185,13 +185,9 @@ def _sysctls(known: Known) -> list[dict[str, str | None]]:
 
 async def _features(known: Known) -> list[dict[str, object]]:
     """What this kernel lacks; asked by a libnftables of its own, so that no commit waits."""
-    kernel = Kernel()
-    await kernel.start()
-    try:
-        families = {cidr.version for cidr in known.pod_cidrs}
+    families = {cidr.version for cidr in known.pod_cidrs}
+    async with Kernel() as kernel:
         found = await features.found(kernel, tunnels=known.config.mode != "direct", families=families)
-    finally:
-        await kernel.stop()
     return [each.to_json() for each in found if not each.there]
 
 

@@ -109,12 +109,8 @@ def remove_tables() -> Iterator[str]:
     """Remove podwall's tables."""
 
     async def remove() -> None:
-        kernel = Kernel()
-        await kernel.start()
-        try:
+        async with Kernel() as kernel:
             await kernel.commit("".join(f"add table {each}\ndelete table {each}\n" for each in names))
-        finally:
-            await kernel.stop()
 
     names = sorted(f"{table.family} {table.name}" for table in OWN_TABLES)
     asyncio.run(remove())

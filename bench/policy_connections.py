@@ -115,12 +115,8 @@ def _run(*commands: str) -> None:
 
 
 async def _commit(rules: str) -> None:
-    kernel = Kernel()
-    await kernel.start()
-    try:
+    async with Kernel() as kernel:
         await kernel.commit(rules)
-    finally:
-        await kernel.stop()
 
 
 # The rules

@@ -96,12 +96,8 @@ def by_hand(node: Node, number: int, addresses: Sequence[str]) -> None:
 
 
 async def _commit(rules: str) -> None:
-    kernel = Kernel()
-    await kernel.start()
-    try:
+    async with Kernel() as kernel:
         await kernel.commit(rules)
-    finally:
-        await kernel.stop()
 
 
 def build_all(sizes: Sequence[int], peers: Sequence[str]) -> dict[tuple[str, int], Case]:

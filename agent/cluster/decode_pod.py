@@ -158,14 +158,12 @@ def _add_ports(
     ports: list[ContainerPort], container: wire.Container, role: str, field: str, found: Found
 ) -> None:
     for index, item in enumerate(container.ports or ()):
-        read = _container_port(item, container.name or "", role, f"{field}.ports[{index}]", found)
+        read = _container_port(item, role, f"{field}.ports[{index}]", found)
         if read is not None:
             ports.append(read)
 
 
-def _container_port(
-    item: wire.ContainerPort, container: str, role: str, field: str, found: Found
-) -> ContainerPort | None:
+def _container_port(item: wire.ContainerPort, role: str, field: str, found: Found) -> ContainerPort | None:
     number = port(item.container_port, f"{field}.containerPort", found)
     transport = protocol(item.protocol or "TCP", f"{field}.protocol", found)
     if number is None or transport is None:
@@ -176,4 +174,4 @@ def _container_port(
         if item.host_ip:
             host_ip = address(item.host_ip, f"{field}.hostIP", found)
             host_port = host_port if host_ip is not None else 0  # never wider than it was asked for
-    return ContainerPort(item.name or "", number, transport, host_port, host_ip, container, cast("Any", role))
+    return ContainerPort(item.name or "", number, transport, host_port, host_ip, cast("Any", role))

@@ -66,14 +66,12 @@ def service_of(item: wire.Service, found: Found) -> Service:
         load_balancer_ip=_optional_address(spec.load_balancer_ip, "spec.loadBalancerIP", found),
         load_balancer_class=spec.load_balancer_class,
         source_ranges=_source_ranges(spec.load_balancer_source_ranges, found),
-        allocate_node_ports=spec.allocate_load_balancer_node_ports is not False,
         session_affinity=_affinity(spec, found),
         affinity_timeout=_affinity_timeout(spec, found),
         internal_traffic_policy=_traffic_policy(spec.internal_traffic_policy, "internal", found),
         external_traffic_policy=_traffic_policy(spec.external_traffic_policy, "external", found),
         health_check_node_port=_optional_port(spec.health_check_node_port, "spec.healthCheckNodePort", found),
         publish_not_ready_addresses=spec.publish_not_ready_addresses is True,
-        traffic_distribution=spec.traffic_distribution or "",
         problems=tuple(found),
     )
 
@@ -178,7 +176,6 @@ def _service_port(item: wire.ServicePort, field: str, found: Found) -> ServicePo
         protocol=transport,
         target_port=target,
         node_port=_optional_port(item.node_port, f"{field}.nodePort", found),
-        app_protocol=item.app_protocol or "",
     )
 
 
@@ -288,7 +285,7 @@ def _endpoint_port(item: wire.EndpointPort, field: str, found: Found) -> Endpoin
     transport = protocol(item.protocol or "TCP", f"{field}.protocol", found)
     if transport is None or (number is None and item.port is not None):
         return None
-    return EndpointPort(item.name or "", number, transport, item.app_protocol or "")
+    return EndpointPort(item.name or "", number, transport)
 
 
 def _subset(item: wire.EndpointSubset, field: str, found: Found) -> EndpointsSubset:

@@ -98,7 +98,6 @@ class ContainerPort(Struct, frozen=True, gc=False):
     protocol: Protocol = "TCP"
     host_port: int = 0
     host_ip: IPAddress | None = None
-    container: str = ""
     role: Literal["container", "sidecar", "init"] = "container"
 
 
@@ -245,7 +244,6 @@ class ServicePort(Struct, frozen=True, gc=False):
     protocol: Protocol = "TCP"
     target_port: int | str = 0
     node_port: int = 0
-    app_protocol: str = ""
 
 
 class LoadBalancerIngress(Struct, frozen=True, gc=False):
@@ -287,14 +285,12 @@ class Service(Struct, frozen=True, gc=False):
     load_balancer_ip: IPAddress | None = None
     load_balancer_class: str | None = None
     source_ranges: tuple[IPNetwork, ...] | None = None
-    allocate_node_ports: bool = True
     session_affinity: Literal["None", "ClientIP"] = "None"
     affinity_timeout: int = CLIENT_IP_TIMEOUT  # seconds
     internal_traffic_policy: TrafficPolicy = "Cluster"
     external_traffic_policy: TrafficPolicy = "Cluster"
     health_check_node_port: int = 0
     publish_not_ready_addresses: bool = False
-    traffic_distribution: str = ""
     problems: tuple[Problem, ...] = ()
 
     @property
@@ -332,7 +328,6 @@ class EndpointPort(Struct, frozen=True, gc=False):
     name: str = ""
     port: int | None = None
     protocol: Protocol = "TCP"
-    app_protocol: str = ""
 
 
 class EndpointSlice(Struct, frozen=True, gc=False):

@@ -125,7 +125,6 @@ class ServicePort(Wire):
     port: int | None = None
     target_port: int | str | None = None
     node_port: int | None = None
-    app_protocol: str | None = None
 
 
 class ClientIPConfig(Wire):
@@ -149,14 +148,12 @@ class ServiceSpec(Wire):
     load_balancer_ip: str | None = msgspec.field(default=None, name="loadBalancerIP")
     load_balancer_class: str | None = None
     load_balancer_source_ranges: list[str] | None = None
-    allocate_load_balancer_node_ports: bool | None = None
     session_affinity: str | None = None
     session_affinity_config: SessionAffinityConfig | None = None
     internal_traffic_policy: str | None = None
     external_traffic_policy: str | None = None
     health_check_node_port: int | None = None
     publish_not_ready_addresses: bool | None = None
-    traffic_distribution: str | None = None
 
 
 class LoadBalancerIngress(Wire):
@@ -215,7 +212,6 @@ class EndpointPort(Wire):
     name: str | None = None
     port: int | None = None
     protocol: str | None = None
-    app_protocol: str | None = None
 
 
 class EndpointSlice(Wire):

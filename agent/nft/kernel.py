@@ -21,7 +21,8 @@ import struct
 import sys
 from collections.abc import AsyncIterator, Iterable, Iterator
 from importlib.util import find_spec
-from typing import Literal, NamedTuple
+from types import TracebackType
+from typing import Literal, NamedTuple, Self
 
 from agent import nfnetlink
 from agent.nft import elements, parse, render
@@ -37,13 +38,8 @@ START_TIMEOUT_S = 10.0
 COMMIT_TIMEOUT_S = 60.0
 BYTES_PER_S = 50_000  # of a transaction, where it is slowest: more time for a larger one
 STOP_TIMEOUT_S = 2.0
-TORN_PAUSES_S = (
-    0.005,
-    0.02,
-    0.1,
-    0.5,
-    1.0,
-)  # for a rehash to end, which takes milliseconds unless all is busy
+TORN_PAUSES_S = (0.005, 0.02, 0.1, 0.5, 1.0)
+"""For a rehash to end, which takes milliseconds unless all is busy."""
 
 Reason = Literal["refused", "lost", "timeout", "stopped"]
 
@@ -69,7 +65,7 @@ class Foreign(NamedTuple):
 
 
 class Kernel:
-    """nf_tables of the network namespace that `start` is called in.
+    """nf_tables of the network namespace that `start` is called in; `async with` starts and stops it.
 
     `tables` are the own ones, whose foreign changes are reported; timeouts in seconds.
     """
@@ -111,6 +107,15 @@ class Kernel:
         async with self._turn:
             self._close()
             await self._end()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
 
     async def commit(self, text: str, batch: bytes | None = None) -> None:
         """Commit a transaction, all of it or nothing; `batch` is the same in `agent.nft.elements`' words.

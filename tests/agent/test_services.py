@@ -188,13 +188,8 @@ def story(body: Callable[[World], Any], **settings: Any) -> None:
     """Run a story in a world with a started kernel, within a limit."""
 
     async def limited() -> None:
-        kernel = Kernel()
-        await kernel.start()
-        try:
-            async with asyncio.timeout(LIMIT_S):
-                await body(World(kernel, settings=settings))
-        finally:
-            await kernel.stop()
+        async with Kernel() as kernel, asyncio.timeout(LIMIT_S):
+            await body(World(kernel, settings=settings))
 
     asyncio.run(limited())
 

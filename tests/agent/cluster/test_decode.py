@@ -155,10 +155,10 @@ def test_pod() -> None:
     assert pod.ips == (ip_address("10.244.1.5"), ip_address("fd00:1::5"))
     assert pod.owners == (Owner("StatefulSet", "web", "o", True),)
     assert pod.ports == (
-        ContainerPort("http", 8080, "TCP", container="web"),
-        ContainerPort("dns", 53, "UDP", 5353, ip_address("192.0.2.1"), "web"),
-        ContainerPort("http", 15001, container="proxy", role="sidecar"),
-        ContainerPort("", 1, container="setup", role="init"),
+        ContainerPort("http", 8080),
+        ContainerPort("dns", 53, "UDP", 5353, ip_address("192.0.2.1")),
+        ContainerPort("http", 15001, role="sidecar"),
+        ContainerPort("", 1, role="init"),
     )
     assert not pod.finished
 
@@ -543,7 +543,7 @@ def test_service_with_every_field() -> None:
     assert service.cluster_ips == (ip_address("10.96.0.7"), ip_address("fd00:96::7"))
     assert (service.ip_families, service.ip_family_policy) == ((4, 6), "PreferDualStack")
     assert service.ports == (
-        ServicePort(80, "web", "TCP", "http", 30080, "h2c"),
+        ServicePort(80, "web", "TCP", "http", 30080),
         ServicePort(53, "dns", "UDP", 53),
     )
     assert service.source_ranges == (ip_network("198.51.100.0/24"),)
@@ -554,7 +554,7 @@ def test_service_with_every_field() -> None:
     ]
     assert (service.session_affinity, service.affinity_timeout) == ("ClientIP", 3600)
     assert (service.internal_traffic_policy, service.external_traffic_policy) == ("Local", "Local")
-    assert (service.allocate_node_ports, service.publish_not_ready_addresses) == (False, True)
+    assert service.publish_not_ready_addresses
     assert service.created == datetime(2025, 11, 20, 10, tzinfo=UTC)
 
 
@@ -563,7 +563,7 @@ def test_service_by_default() -> None:
     assert (service.type, service.session_affinity, service.affinity_timeout) == ("ClusterIP", "None", 10800)
     assert (service.internal_traffic_policy, service.external_traffic_policy) == ("Cluster", "Cluster")
     assert service.ports == (ServicePort(80, target_port=80),)
-    assert (service.selector, service.source_ranges, service.allocate_node_ports) == (None, None, True)
+    assert (service.selector, service.source_ranges) == (None, None)
 
 
 @pytest.mark.parametrize(

@@ -42,13 +42,8 @@ def with_kernel(netns: None) -> Callable[[Callable[[Kernel], Coroutine[Any, Any,
 
     def run(body: Callable[[Kernel], Coroutine[Any, Any, Any]], **options: Any) -> Any:
         async def limited() -> Any:
-            kernel = Kernel(**options)
-            await kernel.start()
-            try:
-                async with asyncio.timeout(LIMIT_S):
-                    return await body(kernel)
-            finally:
-                await kernel.stop()
+            async with Kernel(**options) as kernel, asyncio.timeout(LIMIT_S):
+                return await body(kernel)
 
         return asyncio.run(limited())
 
