@@ -24,6 +24,12 @@ def command(*words: str, data: str = "") -> str:
     return done.stdout
 
 
+def commands(*lines: str) -> None:
+    """Programs, a line each, one after the other."""
+    for line in lines:
+        command(*line.split())
+
+
 @contextmanager
 def inside(where: Path) -> Iterator[None]:
     """This thread, and those it starts, in a network namespace; afterwards it is back where it was."""

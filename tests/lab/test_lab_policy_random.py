@@ -7,9 +7,8 @@ A state is drawn from a seed, which a failure names, so that it can be drawn aga
 from __future__ import annotations
 
 import json
-import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ import pytest
 from lab import names
 from lab.objects import Object
 from lab.world import Lab
+from tests.chance import PolicyChance
 from tests.lab.policies import expected_matrix, namespace, pod, policy
 
 NAMESPACES = ("red", "blue", "green")
@@ -44,65 +44,10 @@ LISTENING = (
 )
 
 
-class Chance(random.Random):
-    """Random parts of clusters, chosen so that most Pods are isolated and many packets meet an allow rule."""
+class Chance(PolicyChance):
+    """Random states of the lab, each with much of the one before in it."""
 
-    def __init__(self, seed: int) -> None:
-        super().__init__(seed)
-        self.blocks: list[dict[str, Any]] = []
-
-    def happens(self, of_ten: int) -> bool:
-        return self.randrange(10) < of_ten
-
-    def some(self, make: Callable[[], Any], *counts: int) -> list[Any]:
-        return [make() for _ in range(self.choice(counts))]
-
-    def labels(self) -> dict[str, str]:
-        said = {"app": self.choice(("web", "web", "db"))} if self.happens(8) else {}
-        return said | ({"tier": self.choice(("a", "b", ""))} if self.happens(5) else {})
-
-    def term(self) -> dict[str, Any]:
-        operator = self.choice(("In", "NotIn", "Exists", "DoesNotExist"))
-        term: dict[str, Any] = {"key": self.choice(("app", "tier")), "operator": operator}
-        if operator in {"In", "NotIn"}:
-            term["values"] = self.sample(("web", "db", "a", ""), self.choice((1, 2, 3)))
-        return term
-
-    def selector(self) -> dict[str, Any]:
-        said: dict[str, Any] = {}
-        if self.happens(3):
-            said["matchLabels"] = self.labels()
-        if self.happens(4):
-            said["matchExpressions"] = self.some(self.term, 1, 1, 2)
-        return said
-
-    def peer(self) -> dict[str, Any]:
-        kind = self.choice(("pods", "namespaces", "both", "block"))
-        if kind == "block":
-            return {"ipBlock": self.choice(self.blocks)}
-        peer = {} if kind == "namespaces" else {"podSelector": self.selector()}
-        if kind != "pods":
-            one = {"matchLabels": {"kubernetes.io/metadata.name": self.choice(NAMESPACES)}}
-            peer["namespaceSelector"] = one if self.happens(4) else self.selector()
-        return peer
-
-    def rule(self, peers: str) -> dict[str, Any]:
-        said: dict[str, Any] = {}
-        if self.happens(8):
-            said[peers] = self.some(self.peer, 0, 1, 1, 1, 2, 3)
-        if self.happens(6):
-            said["ports"] = self.some(lambda: self.choice(PORTS), 0, 1, 1, 1, 2, 3)
-        return said
-
-    def policy(self, name: str) -> Object:
-        spec: dict[str, Any] = {"podSelector": self.selector()}
-        if self.happens(8):
-            spec["ingress"] = self.some(lambda: self.rule("from"), 0, 1, 1, 2)
-        if self.happens(6):
-            spec["egress"] = self.some(lambda: self.rule("to"), 0, 1, 1, 2)
-        if self.happens(6):
-            spec["policyTypes"] = self.choice((["Ingress"], ["Egress"], ["Ingress", "Egress"]))
-        return policy(name, **spec)
+    namespaces, ports = NAMESPACES, PORTS
 
     def pod(self, number: int) -> Object:
         made = pod(
@@ -114,10 +59,11 @@ class Chance(random.Random):
         ]
         return made
 
+    def policy(self) -> Object:
+        return policy(f"{self.choice(NAMESPACES)}/policy-{self.randrange(4)}", **self.policy_spec())
+
     def policies(self) -> list[Object]:
-        made = self.some(
-            lambda: self.policy(f"{self.choice(NAMESPACES)}/policy-{self.randrange(4)}"), 2, 4, 6
-        )
+        made = self.some(self.policy, 2, 4, 6)
         return list({str(each["metadata"]): each for each in made}.values())
 
     def next(self, before: Sequence[Object]) -> list[Object]:

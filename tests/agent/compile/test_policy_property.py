@@ -6,7 +6,6 @@ Each cluster is judged with a grid of packets, more than 20,000 pairs of a clust
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from copy import deepcopy
 from itertools import product
 from typing import Any
@@ -16,139 +15,13 @@ from hypothesis import strategies as st
 
 from lab.expectation import FirstPacket, Oracle, pod_addresses
 from tests.agent.compile.worlds import NODE, NODE_ADDRESSES, World, namespace, pod, policy
+from tests.chance import PolicyChance
 
 NAMESPACES = ("red", "blue")
 OUTSIDE = ("203.0.113.10", "203.0.113.77", "10.9.9.9", "2001:db8::10", "2001:db8:1::77")
 PROBES = (("TCP", 80), ("TCP", 8080), ("TCP", 443), ("UDP", 53), ("SCTP", 80), ("ICMP", None), ("GRE", None))
 PAIRS_PER_CLUSTER = 100
 CLUSTERS = 500
-
-
-class Chance(random.Random):
-    """Random parts of clusters, chosen so that most Pods are isolated and many packets meet an allow rule."""
-
-    def happens(self, of_ten: int) -> bool:
-        return self.randrange(10) < of_ten
-
-    def some(self, make: Callable[[], Any], *counts: int) -> list[Any]:
-        return [make() for _ in range(self.choice(counts))]
-
-    def labels(self) -> dict[str, str]:
-        said = {}
-        if self.happens(8):
-            said["app"] = self.choice(("web", "web", "db"))
-        if self.happens(4):
-            said["tier"] = self.choice(("a", "b", ""))
-        return said
-
-    def term(self) -> dict[str, Any]:
-        operator = self.choice(("In", "NotIn", "Exists", "DoesNotExist"))
-        term = {"key": self.choice(("app", "tier")), "operator": operator}
-        if operator in {"In", "NotIn"}:
-            term["values"] = self.sample(("web", "db", "a", ""), self.choice((1, 2, 3)))
-        return term
-
-    def selector(self) -> dict[str, Any]:
-        said: dict[str, Any] = {}
-        if self.happens(3):
-            said["matchLabels"] = {"app": "web"} if self.happens(7) else self.labels()
-        if self.happens(3):
-            said["matchExpressions"] = self.some(self.term, 1, 1, 2)
-        return said
-
-    def namespace_selector(self) -> dict[str, Any]:
-        if self.happens(4):
-            return {"matchLabels": {"kubernetes.io/metadata.name": self.choice(NAMESPACES)}}
-        return self.selector()
-
-    def peer(self) -> dict[str, Any]:
-        kind = self.choice(("pods", "namespaces", "both", "block"))
-        if kind == "block":
-            return {"ipBlock": self.choice(BLOCKS)}
-        peer = {}
-        if kind != "namespaces":
-            peer["podSelector"] = self.selector()
-        if kind != "pods":
-            peer["namespaceSelector"] = self.namespace_selector()
-        return peer
-
-    def rule(self, peers: str) -> dict[str, Any]:
-        said: dict[str, Any] = {}
-        if self.happens(8):
-            said[peers] = self.some(self.peer, 0, 1, 1, 1, 2, 3)
-        if self.happens(6):
-            said["ports"] = self.some(lambda: self.choice(PORTS), 0, 1, 1, 1, 2, 3)
-        return said
-
-    def policy(self) -> dict[str, Any]:
-        spec: dict[str, Any] = {"podSelector": self.selector()}
-        if self.happens(8):
-            spec["ingress"] = self.some(lambda: self.rule("from"), 0, 1, 1, 2)
-        if self.happens(7):
-            spec["egress"] = self.some(lambda: self.rule("to"), 0, 1, 1, 2)
-        if self.happens(6):
-            spec["policyTypes"] = self.choice((["Ingress"], ["Egress"], ["Ingress", "Egress"]))
-        made = policy(f"{self.choice(NAMESPACES)}/policy-{self.randrange(4)}", **spec)
-        made["metadata"]["annotations"] = self.mode()
-        return made
-
-    def mode(self) -> dict[str, str]:
-        """Most policies are enforced; so are those whose mode nobody knows."""
-        of = self.choice(("", "", "", "", "enforce", "Audit", "audit", "audit", "audit"))
-        return {"podwall.dev/mode": of} if of else {}
-
-    def pod(self, number: int) -> dict[str, Any]:
-        phases = ("Running", "Running", "Running", "Running", "Pending", "Unknown", "Succeeded", "Failed")
-        phase = self.choice(phases)
-        last = self.randrange(2, 9) if phase in {"Succeeded", "Failed"} else number  # used again by another
-        address = {4: f"10.244.0.{last}", 6: f"fd00:10:244::{last}"}
-        host_network = self.happens(1)
-        families = self.choice(((4,), (6,), (4, 6), (4, 6), (4, 6), ())) if self.happens(6) else (4, 6)
-        return pod(
-            f"{self.choice(NAMESPACES)}/pod-{number}",
-            *(NODE_ADDRESSES if host_network else [address[family] for family in families]),
-            node=NODE if self.happens(6) else "node-2",
-            ports=self.choice(CONTAINER_PORTS),
-            phase=phase,
-            host_network=host_network,
-            **self.labels(),
-        )
-
-    def edited(self, of: dict[str, Any]) -> dict[str, Any]:
-        """The object with one thing changed."""
-        of = deepcopy(of)
-        if of["kind"] == "NetworkPolicy" and self.happens(4):
-            of["metadata"]["annotations"] = self.mode()
-        elif of["kind"] == "NetworkPolicy":
-            of["spec"] = self.policy()["spec"]
-        elif of["kind"] == "Namespace" or self.happens(4):
-            of["metadata"]["labels"] = self.labels()
-        elif self.happens(4):
-            of["spec"]["containers"] = pod("any/pod", ports=self.choice(CONTAINER_PORTS))["spec"][
-                "containers"
-            ]
-        elif self.happens(5):
-            of["status"]["phase"] = self.choice(("Running", "Succeeded"))
-        else:
-            of["status"]["podIPs"] = of["status"]["podIPs"][:1]
-        return of
-
-    def next(self, state: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """A cluster somewhat later."""
-        if self.happens(1):
-            return self.cluster()
-        return [self.edited(of) if self.happens(2) else of for of in state if not self.happens(1)]
-
-    def cluster(self) -> list[dict[str, Any]]:
-        """Namespaces (sometimes one is missing), Pods and policies, in any order."""
-        objects = [namespace(name, **self.labels()) for name in NAMESPACES if self.happens(9)]
-        objects += [self.pod(number) for number in range(2, 2 + self.choice((3, 5, 8)))]
-        named = {
-            of["metadata"]["namespace"] + of["metadata"]["name"]: of for of in self.some(self.policy, 1, 3, 5)
-        }
-        return self.sample([*objects, *named.values()], len(objects) + len(named))
-
-
 BLOCKS = (
     {"cidr": "0.0.0.0/0"},
     {"cidr": "::/0", "except": ["2001:db8:1::/48"]},
@@ -180,6 +53,75 @@ CONTAINER_PORTS = (
     (("http", 443), ("http", 8080)),
     (("http", 80, "SCTP"), ("dns", 80)),
 )
+
+
+class Chance(PolicyChance):
+    """Random clusters of one state after the other."""
+
+    namespaces, blocks, ports = NAMESPACES, BLOCKS, PORTS
+
+    def policy(self) -> dict[str, Any]:
+        made = policy(f"{self.choice(NAMESPACES)}/policy-{self.randrange(4)}", **self.policy_spec())
+        made["metadata"]["annotations"] = self.mode()
+        return made
+
+    def mode(self) -> dict[str, str]:
+        """Most policies are enforced; so are those whose mode nobody knows."""
+        of = self.choice(("", "", "", "", "enforce", "Audit", "audit", "audit", "audit"))
+        return {"podwall.dev/mode": of} if of else {}
+
+    def pod(self, number: int) -> dict[str, Any]:
+        phases = ("Running", "Running", "Running", "Running", "Pending", "Unknown", "Succeeded", "Failed")
+        phase = self.choice(phases)
+        last = self.randrange(2, 9) if phase in {"Succeeded", "Failed"} else number  # used again by another
+        address = {4: f"10.244.0.{last}", 6: f"fd00:10:244::{last}"}
+        host_network = self.happens(1)
+        families = self.choice(((4,), (6,), (4, 6), (4, 6), (4, 6), ())) if self.happens(6) else (4, 6)
+        return pod(
+            f"{self.choice(NAMESPACES)}/pod-{number}",
+            *(NODE_ADDRESSES if host_network else [address[family] for family in families]),
+            node=NODE if self.happens(6) else "node-2",
+            ports=self.choice(CONTAINER_PORTS),
+            phase=phase,
+            host_network=host_network,
+            **self.labels(),
+        )
+
+    def edited(self, of: dict[str, Any]) -> dict[str, Any]:
+        """The object with one thing changed."""
+        of = deepcopy(of)
+        if of["kind"] == "NetworkPolicy" and self.happens(4):
+            of["metadata"]["annotations"] = self.mode()
+        elif of["kind"] == "NetworkPolicy":
+            of["spec"] = self.policy_spec()
+        elif of["kind"] == "Namespace" or self.happens(4):
+            of["metadata"]["labels"] = self.labels()
+        elif self.happens(4):
+            of["spec"]["containers"] = pod("any/pod", ports=self.choice(CONTAINER_PORTS))["spec"][
+                "containers"
+            ]
+        elif self.happens(5):
+            of["status"]["phase"] = self.choice(("Running", "Succeeded"))
+        else:
+            of["status"]["podIPs"] = of["status"]["podIPs"][:1]
+        return of
+
+    def next(self, state: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """A cluster somewhat later."""
+        if self.happens(1):
+            return self.cluster()
+        return [self.edited(of) if self.happens(2) else of for of in state if not self.happens(1)]
+
+    def cluster(self) -> list[dict[str, Any]]:
+        """Namespaces (sometimes one is missing), Pods and policies, in any order."""
+        objects = [namespace(name, **self.labels()) for name in NAMESPACES if self.happens(9)]
+        objects += [self.pod(number) for number in range(2, 2 + self.choice((3, 5, 8)))]
+        named = {
+            of["metadata"]["namespace"] + of["metadata"]["name"]: of for of in self.some(self.policy, 1, 3, 5)
+        }
+        return self.sample([*objects, *named.values()], len(objects) + len(named))
+
+
 SEEDS = st.integers(0, 2**32 - 1)
 
 

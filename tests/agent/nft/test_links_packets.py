@@ -22,6 +22,7 @@ from agent.compile import links, verdicts
 from agent.nft import diff
 from agent.nft.kernel import Kernel
 from agent.nft.model import Ruleset
+from tests.linux import commands
 
 A, B, NOBODY, GONE = "10.244.0.10", "10.244.0.11", "10.244.0.12", "10.244.0.13"
 A6, B6, NOBODY6, GONE6 = (f"fd00:10:244::{last}" for last in "abcd")
@@ -30,17 +31,11 @@ GATEWAY_MAC = "ee:ee:ee:ee:ee:ee"
 POD_A, POD_B = f"podwall-test-{os.getpid()}-a", f"podwall-test-{os.getpid()}-b"
 
 
-def _run(*commands: str) -> None:
-    for command in commands:
-        done = subprocess.run(command.split(), check=False, capture_output=True, text=True)
-        assert done.returncode == 0, f"{command}: {done.stderr}"
-
-
 @pytest.fixture
 def pods(netns: None) -> Iterator[None]:
     """Two Pods on a node; each also holds an address that is nobody's, as a privileged Pod can."""
     try:
-        _run(
+        commands(
             "ip link set lo up",
             "ip addr add 192.168.10.1/32 dev lo",
             "sysctl -qw net.ipv4.conf.all.rp_filter=0",  # it would drop some of this, but not IPv6
@@ -58,7 +53,7 @@ def pods(netns: None) -> Iterator[None]:
 
 def _pod(name: str, link: str, mac: str, v4: tuple[str, str], v6: tuple[str, str]) -> None:
     inside = f"ip -n {name}"
-    _run(
+    commands(
         f"ip netns add {name}",
         f"ip link add {link} address {GATEWAY_MAC} type veth peer name eth0 address {mac} netns {name}",
         f"ip link set {link} addrgenmode none",
@@ -74,7 +69,7 @@ def _pod(name: str, link: str, mac: str, v4: tuple[str, str], v6: tuple[str, str
         f"{inside} neigh add fe80::1 lladdr {GATEWAY_MAC} dev eth0",
     )
     for address in (v4[0], v6[0]):
-        _run(f"ip route add {address} dev {link}", f"ip neigh add {address} lladdr {mac} dev {link}")
+        commands(f"ip route add {address} dev {link}", f"ip neigh add {address} lladdr {mac} dev {link}")
 
 
 def _socket(pod: str, family: socket.AddressFamily, address: str, port: int = 0) -> socket.socket:
@@ -147,7 +142,7 @@ def test_nothing_reaches_a_link_under_an_address_that_is_not_its_own(
     pods: None, with_kernel: Callable[..., Any]
 ) -> None:
     """Even where a route leads there: the address may have belonged to a Pod that is gone."""
-    _run(
+    commands(
         f"ip route add {GONE} dev podwall0000000b",
         f"ip neigh add {GONE} lladdr 02:00:00:00:00:0b dev podwall0000000b",
     )

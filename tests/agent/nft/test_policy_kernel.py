@@ -27,6 +27,7 @@ from agent.nft.kernel import Kernel
 from agent.nft.model import Ruleset
 from tests.agent.compile.test_policy_property import Chance
 from tests.agent.compile.worlds import World, link_of, namespace, pod, policy
+from tests.linux import commands
 
 SEEDS = range(24)
 WithKernel = Callable[[Callable[[Kernel], Coroutine[Any, Any, Any]]], Any]
@@ -117,21 +118,17 @@ DNAT = f"""table inet podwall_test {{ chain c {{ type nat hook prerouting priori
 """
 
 
-def _run(*commands: str) -> None:
-    for command in commands:
-        done = subprocess.run(command.split(), check=False, capture_output=True, text=True)
-        assert done.returncode == 0, f"{command}: {done.stderr}"
-
-
 @pytest.fixture
 def pods(netns: None) -> Iterator[None]:
     """Three Pods on a node that routes between them."""
     try:
-        _run("ip link set lo up", "sysctl -qw net.ipv4.ip_forward=1", "sysctl -qw net.ipv4.icmp_ratelimit=0")
+        commands(
+            "ip link set lo up", "sysctl -qw net.ipv4.ip_forward=1", "sysctl -qw net.ipv4.icmp_ratelimit=0"
+        )
         for number, (name, of) in enumerate(zip("abc", (A, B, C), strict=True)):
             mac, link, inside = f"02:00:00:00:00:0{number}", link_of(of), f"ip -n {NETNS[name]}"
             peer = f"peer name eth0 address {mac} netns {NETNS[name]}"
-            _run(
+            commands(
                 f"ip netns add {NETNS[name]}",
                 f"ip link add {link} address {MAC} type veth {peer}",
                 f"ip link set {link} up",

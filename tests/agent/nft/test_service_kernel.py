@@ -47,6 +47,7 @@ from tests.agent.compile.service_worlds import (
     node,
     service,
 )
+from tests.linux import commands
 
 WithKernel = Callable[[Callable[[Kernel], Coroutine[Any, Any, Any]]], Any]
 
@@ -86,17 +87,11 @@ def _netns(name: str) -> str:
     return f"podwall-test-{os.getpid()}-{name}"
 
 
-def _run(*commands: str) -> None:
-    for command in commands:
-        done = subprocess.run(command.split(), check=False, capture_output=True, text=True)
-        assert done.returncode == 0, f"{command}: {done.stderr}"
-
-
 @pytest.fixture
 def network(netns: None) -> Iterator[None]:
     """The node in the test's own namespace, all others beside it."""
     try:
-        _run(
+        commands(
             "ip link set lo up",
             "sysctl -qw net.ipv4.conf.all.rp_filter=0",
             "sysctl -qw net.ipv4.conf.default.rp_filter=0",
@@ -112,8 +107,8 @@ def network(netns: None) -> Iterator[None]:
         _neighbour(OTHER, "up1", "node")
         inside = f"ip -n {_netns(OTHER)}"
         for of in FAMILIES.values():
-            _run(f"{inside} addr add {of['r']} dev lo", f"ip route add {of['r']} via {of['other']}")
-            _run(f"ip route add default via {of['other']}")
+            commands(f"{inside} addr add {of['r']} dev lo", f"ip route add {of['r']} via {of['other']}")
+            commands(f"ip route add default via {of['other']}")
         yield
     finally:
         for name in (*PODS, OUTSIDE, OTHER):
@@ -122,7 +117,7 @@ def network(netns: None) -> Iterator[None]:
 
 def _pod(name: str, number: int) -> None:
     inside, link, mac = f"ip -n {_netns(name)}", _link(name), f"02:00:00:00:00:{number:02x}"
-    _run(
+    commands(
         f"ip netns add {_netns(name)}",
         f"ip link add {link} address {MAC} type veth peer name eth0 address {mac} netns {_netns(name)}",
         f"ip link set {link} addrgenmode none",
@@ -139,7 +134,7 @@ def _pod(name: str, number: int) -> None:
         f"{inside} neigh add fe80::1 lladdr {MAC} dev eth0",
     )
     for of in FAMILIES.values():
-        _run(f"ip route add {of[name]} dev {link}", f"ip neigh add {of[name]} lladdr {mac} dev {link}")
+        commands(f"ip route add {of[name]} dev {link}", f"ip neigh add {of[name]} lladdr {mac} dev {link}")
 
 
 def _link(name: str) -> str:
@@ -149,7 +144,7 @@ def _link(name: str) -> str:
 def _neighbour(name: str, link: str, own: str) -> None:
     """A host beside the node, which is its router."""
     inside = f"ip -n {_netns(name)}"
-    _run(
+    commands(
         f"ip netns add {_netns(name)}",
         f"ip link add {link} type veth peer name eth0 netns {_netns(name)}",
         f"ip link set {link} up",
