@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import click
 
@@ -13,13 +13,13 @@ from agent.cli.agents import Silent
 from agent.cli.ask import Unreachable
 from agent.cli.cluster import FILES, Asked, cluster_options_from
 from agent.cli.output import NEGATIVE, Coloured, Column, Line, output_option, show, table
-from agent.cluster.decode import DecodeError, decode
 from agent.cluster.manifests import load
-from agent.cluster.model import KINDS, Kind, Object, Pod
+from agent.cluster.model import Kind, kind_of
 from agent.cluster.store import Snapshot
+from agent.explain.change import Change, applied, change_of
 from agent.explain.ends import workload_of
-from agent.explain.imagined import TEMPLATES, with_addresses
-from agent.explain.overlay import Place, enforced, laid_over, rolled_out
+from agent.explain.imagined import with_addresses
+from agent.explain.overlay import Place
 from agent.explain.plan import Backing, Cut, LiveFlow, Plan, Row, live_flows, plan
 from agent.explain.reach import EVERYWHERE, Group, takes_part
 from agent.explain.spans import in_words, pieces
@@ -28,8 +28,8 @@ from agent.log import printable
 
 MOST_NAMED = 4
 MOST_CUT = 20  # connections that are told one by one; -o wide has all
+NOTHING = "Nothing changes: everything is there already."
 COLOURS = {"closes": "red", "opens": "green"}
-CLUSTER_SCOPED = ("Node", "Namespace")
 _WORDS: dict[Kind, tuple[str, ...]] = {
     "NetworkPolicy": ("networkpolicy", "networkpolicies", "netpol"),
     "Namespace": ("namespace", "namespaces", "ns"),
@@ -84,8 +84,9 @@ def plan_command(
     """
     if not files and not gone and not options["enforce_audit"]:
         raise click.UsageError("say what would change: -f FILE, --delete FILE|KIND/NAME, --enforce-audit")
-    change = _Change.read(files, gone, asked.namespace)
-    made = _rehearse(asked, change, enforce_audit=options["enforce_audit"], ask_flows=options["flows"])
+    change = _change(files, asked.namespace)
+    places = [place for each in gone for place in _places(each, asked.namespace)]
+    made = _rehearse(asked, change, places, options["enforce_audit"], options["flows"])
     show(output, made.content(), lambda: made.lines(wide=output == "wide"))
     if options["exit_code"] and made.plan.closes:
         raise SystemExit(NEGATIVE)
@@ -94,61 +95,20 @@ def plan_command(
 # What is asked
 
 
-@dataclass(frozen=True, slots=True)
-class _Change:
-    """What the command line says would change; workloads as they are written, notes on what is left out."""
-
-    objects: tuple[Object, ...]
-    workloads: tuple[Mapping[str, Any], ...]
-    gone: tuple[Place, ...]
-    notes: tuple[str, ...]
-
-    @classmethod
-    def read(cls, files: Iterable[Path], gone: Iterable[str], namespace: str) -> _Change:
-        """Raises UsageError, naming the file or the argument."""
-        documents = _documents(files, namespace)
-        read = frozenset[object](KINDS)
-        objects = tuple(_decoded(place, body) for place, body in documents if body.get("kind") in read)
-        workloads = tuple(body for _, body in documents if body.get("kind") in TEMPLATES)
-        notes = tuple(
-            f"{place}: {body.get('kind')} is not looked at"
-            for place, body in documents
-            if body.get("kind") not in (*read, *TEMPLATES)
-        )
-        places: list[Place] = []
-        for text in gone:
-            if Path(text).exists():
-                found = (each for each in _documents([Path(text)], namespace) if each[1].get("kind") in read)
-                places += [_place(_decoded(*each)) for each in found]
-            else:
-                places.append(_named(text, namespace))
-        return cls(objects, workloads, tuple(places), notes)
-
-
-def _documents(files: Iterable[Path], namespace: str) -> list[tuple[str, Mapping[str, Any]]]:
-    """What is written, and where; without a namespace it is of the one that is asked. Raises UsageError."""
+def _change(files: Iterable[Path], namespace: str) -> Change:
+    """What files say; what they leave open is of the namespace that is asked. Raises UsageError."""
     found = load(files)
-    if found.errors:
-        raise click.UsageError(printable("\n".join(map(str, found.errors))))
-    return [(str(each.place), _in_namespace(each.body, namespace)) for each in found.documents]
+    change = change_of(found.documents, namespace)
+    if errors := found.errors or change.errors:
+        raise click.UsageError(printable("\n".join(map(str, errors))))
+    return change
 
 
-def _in_namespace(body: Mapping[str, Any], namespace: str) -> Mapping[str, Any]:
-    meta = body.get("metadata")
-    if body.get("kind") in CLUSTER_SCOPED or not isinstance(meta, Mapping) or meta.get("namespace"):
-        return body
-    return {**body, "metadata": {**meta, "namespace": namespace}}
-
-
-def _decoded(place: str, body: Mapping[str, Any]) -> Object:
-    try:
-        return cast("Object", decode(body["kind"], body))
-    except DecodeError as error:
-        raise click.UsageError(printable(f"{place}: {error}")) from error
-
-
-def _place(of: Object) -> Place:
-    return cast("Kind", type(of).__name__), of.key
+def _places(text: str, namespace: str) -> list[Place]:
+    """The objects of a file, or the one of this name. Raises UsageError."""
+    if not Path(text).exists():
+        return [_named(text, namespace)]
+    return [(kind_of(each), each.key) for each in _change([Path(text)], namespace).objects]
 
 
 def _named(text: str, namespace: str) -> Place:
@@ -158,29 +118,20 @@ def _named(text: str, namespace: str) -> Place:
     if kind is None or len(names) not in (1, 2) or not all(names):
         known = "netpol, pod, svc or ns"
         raise click.UsageError(f"--delete {printable(text)}: no such file, and no KIND/NAME with {known}")
-    if kind in CLUSTER_SCOPED:
+    if kind == "Namespace":
         return kind, names[0]
     return kind, (names[0], names[1]) if len(names) == 2 else (namespace, names[0])
 
 
-def _rehearse(asked: Asked, change: _Change, *, enforce_audit: bool, ask_flows: bool) -> _Made:
+def _rehearse(
+    asked: Asked, change: Change, gone: Iterable[Place], enforce_audit: bool, ask_flows: bool
+) -> _Made:
     snapshot, notes = _present(asked)
-    rolled = rolled_out(snapshot, change.workloads)
-    objects = (*change.objects, *rolled)
-    if enforce_audit:
-        objects += enforced(laid_over(snapshot, objects, change.gone).snapshot)
-    laid = laid_over(snapshot, objects, change.gone)
-    notes += change.notes
-    notes += [
-        f"{workload} rolls out: its Pods are replaced, and their connections end"
-        for workload in _made_by(rolled)
-    ]
-    notes += [f"{kind} {_path(key)} is not there, so it cannot be deleted" for kind, key in laid.missing]
-    notes += [f"namespace {name} is not there: apply would fail" for name in laid.unsaid]
+    laid, told = applied(snapshot, change, gone, enforce_audit=enforce_audit)
     flows, complaints = _flows(asked) if asked.live and ask_flows else ([], [])
     before, after = World(snapshot), World(laid.snapshot)
     found = plan(before, after, laid.changed, flows)
-    return _Made(found, after, len(flows), asked.live and ask_flows, (*notes, *complaints))
+    return _Made(found, after, len(flows), asked.live and ask_flows, (*notes, *told, *complaints))
 
 
 def _present(asked: Asked) -> tuple[Snapshot, list[str]]:
@@ -193,15 +144,6 @@ def _present(asked: Asked) -> tuple[Snapshot, list[str]]:
             f"{_counted(len(given), 'Pod')} without an address yet: what an ipBlock says of them is not known"
         )
     return snapshot, notes
-
-
-def _made_by(pods: Iterable[Pod]) -> list[str]:
-    made = {workload_of(pod) for pod in pods}
-    return sorted(f"{of.kind} {of.namespace}/{of.name}" for of in made)
-
-
-def _path(key: object) -> str:
-    return key if isinstance(key, str) else "/".join(cast("tuple[str, str]", key))
 
 
 def _flows(asked: Asked) -> tuple[list[LiveFlow], list[str]]:
@@ -254,7 +196,8 @@ class _Made:
         """For a person: what it means first, then what follows from it."""
         yield self._summary()
         yield ""
-        yield from self.plan.sentences or ("Nothing changes: everything is there already.",)
+        nothing = "Nothing that is looked at changes." if self.notes else NOTHING
+        yield from self.plan.sentences or (nothing,)
         yield from (Coloured(f"not usable: {problem}", "yellow") for problem in self.plan.unusable)
         yield from self._ways(wide)
         yield from self._services(wide)

@@ -68,6 +68,17 @@ class Document:
         kind = self.body.get("kind")
         return kind if isinstance(kind, str) else ""
 
+    @property
+    def group(self) -> str:
+        """Its API group; empty for the core one."""
+        return _group(self.body["apiVersion"])
+
+    @property
+    def is_read(self) -> bool:
+        """Whether podwall reads it: a namesake of another API group is something else."""
+        wanted = _API_VERSIONS.get(self.kind)
+        return wanted is not None and self.group == _group(wanted)
+
 
 @dataclass(slots=True)
 class Parsed:
@@ -201,9 +212,9 @@ def _unfold_items(place: Place, kind: str, version: str, items: list[object], re
 
 def _decode(document: Document, result: Parsed) -> None:
     """Decode a document, if it is of a kind that podwall reads."""
-    wanted, version = _API_VERSIONS.get(document.kind), document.body["apiVersion"]
-    if wanted is None or _group(version) != _group(wanted):
+    if not document.is_read:
         return
+    wanted, version = _API_VERSIONS[document.kind], document.body["apiVersion"]
     if version != wanted:
         message = f"apiVersion: {shown(version)} is not served any more: write {wanted}"
         result.errors.append(ManifestError(document.place, message))

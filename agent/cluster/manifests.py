@@ -38,6 +38,7 @@ from .model import (
     Synced,
     Upsert,
     kind_of,
+    titled,
 )
 
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -271,15 +272,11 @@ def _add(
 ) -> None:
     key = (cast("AnyKind", type(item).__name__), item.key)
     if key in objects:
-        message = f"{_titled(*key)} stands in {result.places[key]} already: this one counts"
+        message = f"{titled(*key)} stands in {result.places[key]} already: this one counts"
         result.problems.append(ManifestError(place, message))
     objects[key] = item
     result.places[key] = place
-    result.problems += [ManifestError(place, f"{_titled(*key)}: {problem}") for problem in item.problems]
-
-
-def _titled(kind: str, key: Key) -> str:
-    return f"{kind} {key if isinstance(key, str) else '/'.join(key)}"
+    result.problems += [ManifestError(place, f"{titled(*key)}: {problem}") for problem in item.problems]
 
 
 def _completed(objects: Mapping[tuple[AnyKind, Key], AnyObject]) -> list[Object]:

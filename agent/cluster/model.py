@@ -399,6 +399,11 @@ def kind_of(item: Object) -> Kind:
     return cast("Kind", type(item).__name__)
 
 
+def titled(kind: str, key: Key) -> str:
+    """What messages call an object."""
+    return f"{kind} {key if isinstance(key, str) else '/'.join(key)}"
+
+
 class Upsert(Struct, frozen=True, gc=False):
     """An object is there, new or changed."""
 

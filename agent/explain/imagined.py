@@ -9,6 +9,7 @@ Selectors and ports can be judged so. What a policy says by ipBlock cannot.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from ipaddress import IPv4Network
 from typing import Any
 
@@ -37,9 +38,10 @@ def with_pods(snapshot: Snapshot, documents: Iterable[Mapping[str, Any]]) -> tup
     known = {workload_of(pod) for pod in snapshot.pods.values()}
     made: dict[tuple[str, str], Pod] = {}
     for body in documents:
-        for pod in _pods_of(body):
-            if workload_of(pod) not in known:
-                made.setdefault(pod.key, pod)
+        with suppress(DecodeError):
+            for pod in pods_of(body):
+                if workload_of(pod) not in known:
+                    made.setdefault(pod.key, pod)
     made = {key: pod for key, pod in made.items() if key not in snapshot.pods}
     return (_changed(snapshot, made) if made else snapshot), tuple(made.values())
 
@@ -84,8 +86,8 @@ def _node_ips(snapshot: Snapshot, pod: Pod) -> tuple[IPAddress, ...]:
     return node.internal_ips if node else ()
 
 
-def _pods_of(body: Mapping[str, Any]) -> Iterator[Pod]:
-    """The Pods that a workload's template describes; of what cannot be read none."""
+def pods_of(body: Mapping[str, Any]) -> Iterator[Pod]:
+    """The Pods that a workload's template describes. Raises DecodeError, naming the workload."""
     kind, metadata = str(body.get("kind")), _mapping(body, "metadata")
     name, namespace = metadata.get("name"), metadata.get("namespace", "default")
     if kind not in TEMPLATES or metadata.get("ownerReferences") or not isinstance(name, str):
@@ -96,8 +98,9 @@ def _pods_of(body: Mapping[str, Any]) -> Iterator[Pod]:
     for number in range(1, 1 + min(replicas if isinstance(replicas, int) else 1, MOST_REPLICAS)):
         try:
             pod = decode("Pod", _manifest(owner, number, template))
-        except DecodeError:
-            return
+        except DecodeError as error:
+            field = ".".join((*TEMPLATES[kind], error.field))
+            raise DecodeError(kind, name, field, error.message) from error
         if isinstance(pod, Pod):
             yield pod
 

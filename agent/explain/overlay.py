@@ -9,7 +9,7 @@ a Service's addresses. With a namespace goes all that is in it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from msgspec.structs import replace
 
@@ -27,9 +27,8 @@ from agent.cluster.model import (
     Upsert,
     kind_of,
 )
-from agent.cluster.store import Changed, Snapshot, Store, snapshot_of
-from agent.explain.ends import workload_of
-from agent.explain.imagined import with_pods
+from agent.cluster.store import Changed, Snapshot, Store
+from agent.explain.ends import Workload, workload_of
 from agent.explain.remedy import GENERATED_LABELS
 
 Place = tuple[Kind, Key]
@@ -72,13 +71,11 @@ def laid_over(snapshot: Snapshot, objects: Iterable[Object], gone: Iterable[Plac
     return Laid(store.snapshot, real, tuple(missing), unsaid)
 
 
-def rolled_out(snapshot: Snapshot, bodies: Iterable[Mapping[str, Any]]) -> tuple[Pod, ...]:
-    """The Pods of these workloads as their templates describe them, where that changes what policies see.
+def rolled_out(snapshot: Snapshot, templates: Mapping[Workload, Pod]) -> tuple[Pod, ...]:
+    """The Pods of these workloads as the templates describe them, where that changes what policies see.
 
     A rollout makes others in their place; for policies these are the same.
     """
-    _, made = with_pods(snapshot_of(()), bodies)
-    templates = {workload_of(pod): pod for pod in made}
     pods = sorted(snapshot.pods.items())
     now = ((pod, templates.get(workload_of(pod))) for _, pod in pods if not pod.finished)
     found = (_as_template(pod, template) for pod, template in now if template is not None)

@@ -26,6 +26,7 @@ from agent.cluster.model import (
     Protocol,
     Service,
     ServicePort,
+    titled,
 )
 from agent.cluster.store import Changed, Snapshot
 from agent.compile.peers import named_ports
@@ -254,17 +255,13 @@ def _places(port: ServicePort, pods: Iterable[Pod]) -> Iterator[str]:
 def _unusable(changed: Iterable[Changed]) -> Iterator[str]:
     for each in changed:
         for problem in each.after.problems if each.after else ():
-            yield f"{_title(each)}: {problem}"
-
-
-def _title(of: Changed) -> str:
-    return f"{of.kind} {of.key if isinstance(of.key, str) else '/'.join(of.key)}"
+            yield f"{titled(each.kind, each.key)}: {problem}"
 
 
 def _sentences(before: World, after: World, of: Changed) -> Iterator[str]:
     """What the change of one object means."""
     word = "new" if of.before is None else "removed" if of.after is None else "changed"
-    title = f"{_title(of)} ({word})"
+    title = f"{titled(of.kind, of.key)} ({word})"
     if isinstance(of.after, NetworkPolicy):
         yield f"{title} {_mode(of)}{_policy(after, of.after)}"
     elif isinstance(of.before, NetworkPolicy):

@@ -117,7 +117,7 @@ def rehearsal(live: Live, given: Given) -> Mapping[str, Any]:
     world = live.looked().world
     flows = live_flows((each.node, each.raw) for each in live.flows()) if live.cluster.live else ()
     try:
-        return rehearsed(world, given.get("manifest", ""), flows)
+        return rehearsed(world, given.get("manifest", ""), live.cluster.namespace, flows)
     except UnreadableError as error:
         raise CannotBeAnsweredError(str(error)) from error
 

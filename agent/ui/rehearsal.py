@@ -1,19 +1,19 @@
 """A change rehearsed for the page: the manifest that was pasted, laid over the cluster as it is. Pure.
 
-    manifest --read--> objects --laid over--> the cluster after it --plan--> what opens, closes, ends
+    manifest --read--> change --applied--> the cluster after it --plan--> what opens, closes, ends
 
 The same core as `podwall plan`; ids instead of names, so that the answer can be drawn into the graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from agent.cluster.documents import parse
-from agent.cluster.model import Endpoints, Object
-from agent.explain.overlay import laid_over
+from agent.cluster.model import titled
+from agent.explain.change import Change, applied, change_of
 from agent.explain.plan import Cut, LiveFlow, Row, plan
 from agent.explain.reach import Group
 from agent.explain.spans import in_words
@@ -27,13 +27,14 @@ class UnreadableError(Exception):
     """The manifest cannot be read; the message says where and why."""
 
 
-def rehearsed(world: World, text: str, flows: Iterable[LiveFlow]) -> dict[str, Any]:
-    """What the manifest would do. Raises UnreadableError."""
-    laid = laid_over(world.snapshot, _objects(text))
+def rehearsed(world: World, text: str, namespace: str, flows: Iterable[LiveFlow]) -> dict[str, Any]:
+    """What the manifest would do; what says no namespace is of this one. Raises UnreadableError."""
+    laid, notes = applied(world.snapshot, _change(text, namespace))
     found = plan(world, World(laid.snapshot, world.settings), laid.changed, flows)
     return {
-        "changed": [f"{each.kind} {_key(each.key)}" for each in laid.changed],
-        "sentences": [*found.sentences, *_unsaid(laid.unsaid)],
+        "changed": [titled(each.kind, each.key) for each in laid.changed],
+        "sentences": list(found.sentences),
+        "notes": list(notes),
         "rows": [_row(row) for row in found.rows],
         "services": [
             {
@@ -51,22 +52,16 @@ def rehearsed(world: World, text: str, flows: Iterable[LiveFlow]) -> dict[str, A
     }
 
 
-def _objects(text: str) -> list[Object]:
+def _change(text: str, namespace: str) -> Change:
     read = parse(PASTED, text.encode())
-    if read.errors:
-        raise UnreadableError("; ".join(map(str, read.errors)))
-    objects = [item for _, item in read.found if not isinstance(item, Endpoints)]
-    if not objects:
-        raise UnreadableError("there is no NetworkPolicy, Pod, Service or Namespace in it")
-    return objects
-
-
-def _unsaid(namespaces: Iterable[str]) -> Iterator[str]:
-    return (f"Namespace {name} does not exist: it would have to be made first" for name in namespaces)
-
-
-def _key(key: str | tuple[str, str]) -> str:
-    return key if isinstance(key, str) else "/".join(key)
+    change = change_of(read.documents, namespace)
+    if errors := read.errors or change.errors:
+        raise UnreadableError("; ".join(map(str, errors)))
+    if not change.objects and not change.templates:
+        raise UnreadableError(
+            "there is no NetworkPolicy, Pod, Service or Namespace in it, and no workload with Pods"
+        )
+    return change
 
 
 def _row(row: Row) -> dict[str, Any]:

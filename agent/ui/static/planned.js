@@ -10,6 +10,7 @@ export const section = (title, ...content) => html("section", {}, html("h3", {},
 
 export function summary(found) {
   const count = (change) => found.rows.filter((row) => row.change === change).length;
+  if (!found.changed.length && found.notes.length) return "It changes nothing that is looked at.";
   if (!found.changed.length) return "It changes nothing: the cluster is so already.";
   const said = [
     count("opens") && `opens ${plural(count("opens"), "way")}`,
@@ -37,6 +38,15 @@ export function planned(found) {
         "ul",
         { class: "plainlist" },
         found.sentences.map((text) => html("li", {}, text)),
+      ),
+    found.notes.length > 0 &&
+      section(
+        "Notes",
+        html(
+          "ul",
+          { class: "plainlist notes" },
+          found.notes.map((text) => html("li", {}, text)),
+        ),
       ),
     ways(found, "closes", "Closes"),
     ways(found, "opens", "Opens"),

@@ -167,3 +167,22 @@ def test_a_workload_with_other_labels(files: Any) -> None:
     assert lines[0] == "It closes ways of 2 pairs."
     assert "closes   every Pod   shop/api   TCP 8080   TCP 8080" in lines, "every other one"
     assert "note: Deployment shop/web rolls out: its Pods are replaced, and their connections end" in lines
+
+
+def test_a_namesake_of_another_api_group_is_no_policy(files: Any) -> None:
+    of_another = {**DENY, "apiVersion": "projectcalico.org/v3"}
+    path = files("other", of_another)
+    done = run("-f", path, "--from", files("cluster", *CLUSTER), "-o", "json")
+    content = json.loads(done.stdout)
+    assert (content["changes"], content["ways"]) == ([], [])
+    assert content["notes"] == [
+        f"{path}, document 1 (line 1): NetworkPolicy of projectcalico.org is not looked at"
+    ]
+
+
+def test_that_nothing_changes_is_not_said_of_what_is_not_looked_at(files: Any) -> None:
+    unknown = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "web"}}
+    done = run("-f", files("other", unknown), "--from", files("cluster", *CLUSTER))
+    assert done.stdout.splitlines()[2] == "Nothing that is looked at changes."
+    done = run("-f", files("same", namespace("shop")), "--from", files("cluster", *CLUSTER))
+    assert done.stdout.splitlines()[2] == "Nothing changes: everything is there already."

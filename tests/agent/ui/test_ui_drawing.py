@@ -101,7 +101,7 @@ def test_a_direction_that_a_policy_does_not_speak_of_is_open() -> None:
 
 
 def test_a_rehearsal_says_what_closes() -> None:
-    found = rehearsed(world(), DENY, ())
+    found = rehearsed(world(), DENY, "default", ())
     assert found["changed"] == ["NetworkPolicy data/deny"]
     assert found["closes"]
     assert {row["change"] for row in found["rows"]} == {"closes"}
@@ -110,7 +110,7 @@ def test_a_rehearsal_says_what_closes() -> None:
 
 
 def test_what_is_so_already_changes_nothing() -> None:
-    found = rehearsed(world(policy(DENY)), DENY, ())
+    found = rehearsed(world(policy(DENY)), DENY, "default", ())
     assert (found["changed"], found["rows"], found["closes"]) == ([], [], False)
 
 
@@ -121,4 +121,4 @@ def test_what_is_so_already_changes_nothing() -> None:
 )
 def test_a_manifest_that_cannot_be_read_is_refused(text: str, said: str) -> None:
     with pytest.raises(UnreadableError, match=said):
-        rehearsed(world(), text, ())
+        rehearsed(world(), text, "default", ())
