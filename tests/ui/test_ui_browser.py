@@ -106,6 +106,42 @@ def test_a_policy_is_rehearsed_and_drawn(server: PageServer, lab: Lab, open_page
     expect(page.locator("#panel .sentence")).to_contain_text("It changes nothing")
 
 
+CASHIER = """
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: checkout, namespace: orders}
+spec:
+  replicas: 3
+  selector: {matchLabels: {app: cashier}}
+  template:
+    metadata: {labels: {app: cashier}}
+    spec: {containers: [{name: checkout, image: shop, ports: [{name: http, containerPort: 8080}]}]}
+"""
+
+
+def test_a_workload_with_another_label_is_rehearsed_with_its_notes(
+    server: PageServer, open_page: Open
+) -> None:
+    page = open_page(server, trusted=False)  # the checker brings a script of its own
+    page.get_by_role("button", name="What if", exact=True).click()
+    manifest = page.get_by_label("Manifest: a NetworkPolicy, or others")
+    manifest.fill(CASHIER)
+    page.get_by_role("button", name="Rehearse").click()
+    notes = page.locator("#panel section").filter(has=page.get_by_role("heading", name="Notes"))
+    expect(notes.get_by_role("listitem")).to_have_text(
+        ["Deployment orders/checkout rolls out: its Pods are replaced, and their connections end"]
+    )
+    expect(page.locator("#panel .sentence")).to_contain_text("closes 1 way")
+    expect(page.locator("#panel .ways").first).to_contain_text("orders/payments-")
+    expect(page.locator(".picture .line.closed")).to_have_count(1)
+    expect(page.locator("#said")).to_contain_text("1 note.")
+    check(page, "what if, with notes")
+    manifest.fill("{apiVersion: v1, kind: ConfigMap, metadata: {name: x}}")
+    page.get_by_role("button", name="Rehearse").click()
+    expect(page.locator("#panel .failure")).to_contain_text("there is no NetworkPolicy")
+    expect(page.locator(".picture .line.closed")).to_have_count(0)
+
+
 def test_the_keyboard_alone_leads_everywhere(server: PageServer, open_page: Open) -> None:
     page = open_page(server)
 

@@ -6,7 +6,7 @@ import { byId, fill, html } from "./dom.js";
 import { sentence, steps } from "./explained.js";
 import { nameOf, portOf } from "./model.js";
 import { sign, verdict } from "./table.js";
-import { planned, section, summary } from "./planned.js";
+import { planned, section, spoken } from "./planned.js";
 import { ago, plural } from "./words.js";
 
 const MOST_ROWS = 40;
@@ -317,7 +317,7 @@ export class Panel {
       if (turn !== this.turn) return;
       this.onPlan(found.failure ? null : found);
       fill(answer, found.failure ? html("p", { class: "failure" }, found.failure) : planned(found));
-      this.say(found.failure ?? summary(found));
+      this.say(found.failure ?? spoken(found));
     });
     this.open(
       "What if",

@@ -8,7 +8,7 @@ const MOST_CUTS = 40;
 
 export const section = (title, ...content) => html("section", {}, html("h3", {}, title), content);
 
-export function summary(found) {
+function summary(found) {
   const count = (change) => found.rows.filter((row) => row.change === change).length;
   if (!found.changed.length && found.notes.length) return "It changes nothing that is looked at.";
   if (!found.changed.length) return "It changes nothing: the cluster is so already.";
@@ -19,6 +19,10 @@ export function summary(found) {
   ].filter(Boolean);
   return said.length ? `It ${said.join(", ")}.` : "No way between anybody changes.";
 }
+
+// The summary as it is spoken: that there are notes must not be for eyes alone.
+export const spoken = (found) =>
+  [summary(found), found.notes.length && `${plural(found.notes.length, "note")}.`].filter(Boolean).join(" ");
 
 export function planned(found) {
   return [
