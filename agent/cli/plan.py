@@ -16,8 +16,8 @@ from agent.cli.output import NEGATIVE, Coloured, Column, Line, output_option, sh
 from agent.cluster.manifests import load
 from agent.cluster.model import Kind, kind_of
 from agent.cluster.store import Snapshot
-from agent.explain.change import Change, applied, change_of
-from agent.explain.ends import workload_of
+from agent.explain.change import Change, Gone, applied, change_of
+from agent.explain.ends import WORKLOADS, Workload, workload_of
 from agent.explain.imagined import with_addresses
 from agent.explain.overlay import Place
 from agent.explain.plan import Backing, Cut, LiveFlow, Plan, Row, live_flows, plan
@@ -54,8 +54,8 @@ WORDS: dict[str, Kind] = {word: kind for kind, words in _WORDS.items() for word 
     "gone",
     multiple=True,
     metavar="FILE|KIND/NAME",
-    help="What would be deleted: the objects of a file, or one such as netpol/deny or netpol/shop/deny; "
-    "may be given several times.",
+    help="What would be deleted: the objects of a file, or one such as netpol/deny, netpol/shop/deny or "
+    "deploy/web; may be given several times.",
 )
 @click.option("--enforce-audit", is_flag=True, help="As if the policies in audit mode were enforced.")
 @click.option("--flows/--no-flows", default=True, help="Whether to ask the agents for live connections.")
@@ -85,8 +85,7 @@ def plan_command(
     if not files and not gone and not options["enforce_audit"]:
         raise click.UsageError("say what would change: -f FILE, --delete FILE|KIND/NAME, --enforce-audit")
     change = _change(files, asked.namespace)
-    places = [place for each in gone for place in _places(each, asked.namespace)]
-    made = _rehearse(asked, change, places, options["enforce_audit"], options["flows"])
+    made = _rehearse(asked, change, _gone(gone, asked.namespace), options["enforce_audit"], options["flows"])
     show(output, made.content(), lambda: made.lines(wide=output == "wide"))
     if options["exit_code"] and made.plan.closes:
         raise SystemExit(NEGATIVE)
@@ -104,28 +103,31 @@ def _change(files: Iterable[Path], namespace: str) -> Change:
     return change
 
 
-def _places(text: str, namespace: str) -> list[Place]:
-    """The objects of a file, or the one of this name. Raises UsageError."""
-    if not Path(text).exists():
-        return [_named(text, namespace)]
-    return [(kind_of(each), each.key) for each in _change([Path(text)], namespace).objects]
+def _gone(texts: Iterable[str], namespace: str) -> Gone:
+    """What files have, and what is named: `netpol/deny`, `deploy/shop/web`, `ns/shop`. Raises UsageError."""
+    places: list[Place] = []
+    workloads: list[Workload] = []
+    notes: list[str] = []
+    for text in texts:
+        word, *names = text.split("/")
+        kind = word.lower()
+        space, name = names if len(names) == 2 else (namespace, *names[:1])
+        if Path(text).exists():
+            of = _change([Path(text)], namespace)
+            places += [(kind_of(each), each.key) for each in of.objects]
+            workloads += of.templates
+            notes += of.notes
+        elif kind not in {**WORDS, **WORKLOADS} or len(names) not in (1, 2) or not all(names):
+            known = "netpol, pod, deploy, sts, ds, job, svc or ns"
+            raise click.UsageError(f"--delete {printable(text)}: no such file, and no KIND/NAME with {known}")
+        elif kind in WORKLOADS:
+            workloads.append(Workload(WORKLOADS[kind], space, name))
+        else:
+            places.append((WORDS[kind], name if WORDS[kind] == "Namespace" else (space, name)))
+    return Gone(tuple(places), tuple(workloads), tuple(notes))
 
 
-def _named(text: str, namespace: str) -> Place:
-    """`netpol/deny`, `netpol/shop/deny`, `ns/shop`. Raises UsageError."""
-    word, *names = text.split("/")
-    kind = WORDS.get(word.lower())
-    if kind is None or len(names) not in (1, 2) or not all(names):
-        known = "netpol, pod, svc or ns"
-        raise click.UsageError(f"--delete {printable(text)}: no such file, and no KIND/NAME with {known}")
-    if kind == "Namespace":
-        return kind, names[0]
-    return kind, (names[0], names[1]) if len(names) == 2 else (namespace, names[0])
-
-
-def _rehearse(
-    asked: Asked, change: Change, gone: Iterable[Place], enforce_audit: bool, ask_flows: bool
-) -> _Made:
+def _rehearse(asked: Asked, change: Change, gone: Gone, enforce_audit: bool, ask_flows: bool) -> _Made:
     snapshot, notes = _present(asked)
     laid, told = applied(snapshot, change, gone, enforce_audit=enforce_audit)
     flows, complaints = _flows(asked) if asked.live and ask_flows else ([], [])

@@ -7,7 +7,7 @@ What is left out, and what `kubectl apply` would say, becomes notes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
@@ -33,6 +33,17 @@ class Change:
     templates: Mapping[Workload, Pod] = field(default_factory=dict)
     errors: tuple[ManifestError, ...] = ()
     notes: tuple[str, ...] = ()
+
+
+class Gone(NamedTuple):
+    """What would be deleted: objects by their places, workloads with all their Pods; notes as a Change's."""
+
+    places: tuple[Place, ...] = ()
+    workloads: tuple[Workload, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+NOTHING = Gone()
 
 
 class Applied(NamedTuple):
@@ -63,23 +74,35 @@ def change_of(documents: Iterable[Document], namespace: str) -> Change:
 
 
 def applied(
-    snapshot: Snapshot, change: Change, gone: Iterable[Place] = (), *, enforce_audit: bool = False
+    snapshot: Snapshot, change: Change, gone: Gone = NOTHING, *, enforce_audit: bool = False
 ) -> Applied:
     """The snapshot with the change, its rollouts done, and without what is to go."""
-    gone = tuple(gone)
+    of_pods = {key: workload_of(pod) for key, pod in snapshot.pods.items()}
+    ended: list[Place] = [("Pod", key) for key, of in sorted(of_pods.items()) if of in gone.workloads]
+    places = (*gone.places, *ended)
     rolled = rolled_out(snapshot, change.templates)
     objects = (*change.objects, *rolled)
     if enforce_audit:
-        objects += enforced(laid_over(snapshot, objects, gone).snapshot)
-    laid = laid_over(snapshot, objects, gone)
-    return Applied(laid, (*change.notes, *_notes(snapshot, change, laid, set(map(workload_of, rolled)))))
+        objects += enforced(laid_over(snapshot, objects, places).snapshot)
+    laid = laid_over(snapshot, objects, places)
+    without_pods = _without_pods(change, gone, set(of_pods.values()))
+    left_out = (*change.notes, *gone.notes)
+    return Applied(laid, (*left_out, *_rollouts(rolled), *without_pods, *_not_there(change, laid)))
 
 
-def _notes(snapshot: Snapshot, change: Change, laid: Laid, rolled: set[Workload]) -> Iterator[str]:
-    for of in sorted(rolled):
+def _rollouts(rolled: Iterable[Pod]) -> Iterator[str]:
+    for of in sorted(set(map(workload_of, rolled))):
         yield f"{_path(of)} rolls out: its Pods are replaced, and their connections end"
-    for of in sorted(change.templates.keys() - set(map(workload_of, snapshot.pods.values()))):
-        yield f"{_path(of)}: the Pods that it would make are new, their ways are not compared"
+
+
+def _without_pods(change: Change, gone: Gone, there: Container[Workload]) -> Iterator[str]:
+    for of in sorted(change.templates):
+        if of not in there:
+            yield f"{_path(of)}: the Pods that it would make are new, their ways are not compared"
+    yield from (f"{_path(of)} has no Pods that could go with it" for of in gone.workloads if of not in there)
+
+
+def _not_there(change: Change, laid: Laid) -> Iterator[str]:
     yield from (f"{titled(*place)} is not there, so it cannot be deleted" for place in laid.missing)
     spaces = {of.namespace for of in change.templates} - laid.snapshot.namespaces.keys()
     yield from (

@@ -112,11 +112,29 @@ def test_how_it_ends(files: Any, name: str) -> None:
     assert (done.exit_code, done.stdout.splitlines()[0][: len(first)]) == (code, first), done.output
 
 
+BY = {"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "db", "uid": "", "controller": True}
+OWNED = pod("shop/db-0", "10.244.0.5", app="db")
+OWNED["metadata"]["ownerReferences"] = [BY]
+STATEFUL_SET = {
+    "apiVersion": "apps/v1",
+    "kind": "StatefulSet",
+    "metadata": {"namespace": "shop", "name": "db"},
+    "spec": {"template": {"metadata": {"labels": {"app": "db"}}, "spec": {"containers": [{"name": "main"}]}}},
+}
+
+
+@pytest.mark.parametrize("named", ["sts/shop/db", "a file"])
+def test_a_workload_is_deleted_with_its_pods(files: Any, named: str) -> None:
+    gone = files("workload", STATEFUL_SET) if named == "a file" else named
+    done = run("--delete", gone, "--from", files("cluster", *CLUSTER, OWNED), "-o", "json")
+    assert json.loads(done.stdout)["changes"] == ["Pod shop/db-0 (removed)"], done.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ([], "say what would change"),
-        (["--delete", "deployment/web"], "no KIND/NAME with netpol, pod, svc or ns"),
+        (["--delete", "ingress/web"], "no KIND/NAME with netpol, pod, deploy, sts, ds, job, svc or ns"),
         (["--delete", "netpol/"], "no KIND/NAME"),
         (["-f", "/nowhere.yaml"], "does not exist"),
     ],

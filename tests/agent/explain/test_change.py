@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from agent.cluster.documents import Document, Place, parse
-from agent.cluster.model import Kind
 from agent.cluster.store import snapshot_of
-from agent.explain.change import Change, applied, change_of
+from agent.explain.change import Change, Gone, applied, change_of
+from agent.explain.ends import Workload
 from tests.agent.compile.worlds import decoded, namespace, pod, policy
 
 BASE = [namespace("shop"), pod("shop/api", "10.244.0.2", app="api")]
@@ -133,7 +133,7 @@ def test_a_namespace_that_is_not_there_is_said_once() -> None:
 
 
 def test_what_is_not_there_cannot_be_deleted() -> None:
-    gone: list[tuple[Kind, Any]] = [("NetworkPolicy", ("shop", "deny")), ("Namespace", "team")]
+    gone = Gone((("NetworkPolicy", ("shop", "deny")), ("Namespace", "team")))
     assert applied(snapshot_of(map(decoded, BASE)), Change(), gone).notes == (
         "NetworkPolicy shop/deny is not there, so it cannot be deleted",
         "Namespace team is not there, so it cannot be deleted",
@@ -145,3 +145,13 @@ def test_audits_are_enforced_after_the_rest_of_the_change() -> None:
     audited["metadata"]["annotations"] = {"podwall.dev/mode": "audit"}
     laid = applied(snapshot_of(map(decoded, BASE)), written(audited), enforce_audit=True).laid
     assert laid.snapshot.policies["shop", "deny"].mode != "audit"
+
+
+def test_a_workload_goes_with_its_pods_and_with_no_others() -> None:
+    base = [*BASE, owned("shop/web-0", "StatefulSet", app="web")]
+    here, elsewhere = Workload("StatefulSet", "shop", "web"), Workload("Deployment", "shop", "web")
+    made = applied(snapshot_of(map(decoded, base)), Change(), Gone(workloads=(here, elsewhere)))
+    assert [(each.kind, each.key, each.after) for each in made.laid.changed] == [
+        ("Pod", ("shop", "web-0"), None)
+    ]
+    assert made.notes == ("Deployment shop/web has no Pods that could go with it",)
