@@ -9,7 +9,8 @@ from typing import Any, TypeAlias, TypeVar
 import click
 
 from agent.cluster.model import PROTOCOLS, Family, IPAddress, Protocol
-from agent.explain.ends import split_port
+from agent.explain.ends import ends_named, split_port
+from agent.explain.pairs import Questions
 from agent.explain.question import Question
 from agent.explain.world import UnknownNameError, World
 from agent.log import printable
@@ -57,17 +58,19 @@ def connection_options(command: F) -> F:
 
 def asked_about(
     world: World, namespace: str, *, source: str, target: Target, protocol: str, family: str | None
-) -> Question:
-    """The question about it. Raises UnknownNameError."""
+) -> Questions:
+    """The question about it, of workloads about each of their Pods. Raises UnknownNameError."""
     name, port = target
-    return Question(
-        source=world.named(source, namespace),
-        target=world.named(name, namespace),
+    senders, receivers = ends_named(world, source, namespace), ends_named(world, name, namespace)
+    first = Question(
+        source=senders.ends[0],
+        target=receivers.ends[0],
         port=port,
         protocol=PROTOCOL_NAMES[protocol.lower()],
         family=_FAMILIES.get(family),
         address=as_address(name),
     )
+    return Questions(senders, receivers, first)
 
 
 def as_address(text: str) -> IPAddress | None:

@@ -13,7 +13,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -27,7 +27,9 @@ from agent.cli.output import MARKS, NEGATIVE, Coloured, output_option, show
 from agent.cli.signals import handled, interrupt
 from agent.cluster.model import IPAddress, Pod, Protocol
 from agent.explain.answer import Answer
+from agent.explain.legs import Leg
 from agent.explain.observed import Names
+from agent.explain.pairs import Questions, one_of, taken
 from agent.explain.question import CannotAnswerError, Question
 from agent.explain.traced import Account, Told, account
 from agent.explain.way import why
@@ -44,7 +46,10 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """Which packet: from whom and to what, as it leaves the client; `ends` are where it may arrive."""
+    """Which packet: from whom and to what, as it leaves the client; `ends` are where it may arrive.
+
+    taken: which Pods of workloads it is about, "" where none was asked about.
+    """
 
     source: End
     address: IPAddress
@@ -52,6 +57,7 @@ class Flow:
     port: int
     protocol: Protocol
     ends: tuple[tuple[IPAddress, int], ...] = ()
+    taken: str = ""
 
 
 @click.command("trace")
@@ -72,12 +78,13 @@ def trace(
     """Follow one real packet through the kernel's rules, and tell what each had to do with it.
 
     SRC and DST are named as for `podwall why`. The agent connects from inside of the Pod SRC, or from the
-    node SRC; nothing is needed in the Pod's image. For an address outside of the cluster, and with --wait, it
-    waits for the packet: connect from there yourself meanwhile.
+    node SRC; nothing is needed in the Pod's image. Of a workload, such as deploy/web, the first Pod that runs
+    is taken, and it is said which. For an address outside of the cluster, and with --wait, it waits for the
+    packet: connect from there yourself meanwhile.
 
     \b
     podwall trace shop/web svc/api:80
-    podwall trace web db-0:5432 --protocol tcp -o json
+    podwall trace deploy/web db-0:5432 --protocol tcp -o json
     podwall trace 203.0.113.10 node/worker:30080 --timeout 60
 
     Rules of others are told as well, where they drop the packet. Nothing is left behind, also when
@@ -85,8 +92,9 @@ def trace(
     """
     click.get_current_context().with_resource(handled(signal.SIGTERM, by=interrupt))
     world = World(asked.snapshot())
-    flow = _flow(world, asked.namespace, connection)
+    questions = _questions(world, asked.namespace, connection)
     with asked.agents() as agents:
+        flow = _flow(world, questions, agents.nodes)
         following = Following(agents, world)
         try:
             verdict, words = _followed(following, flow, wait=wait, timeout_s=timeout)
@@ -99,7 +107,7 @@ def trace(
             following.close()
     found = account(Names(world), following.heard, (str(flow.target), flow.port), verdict, words)
     content = _content(flow, following, found, verdict)
-    show(output, content, lambda: _lines(found, following.notes))
+    show(output, content, lambda: _lines(found, flow.taken, following.notes))
     if exit_code and found.cause not in ("answered", "passed"):
         raise SystemExit(NEGATIVE)
 
@@ -107,18 +115,28 @@ def trace(
 # What to send
 
 
-def _flow(world: World, namespace: str, connection: Mapping[str, Any]) -> Flow:
-    """The packet that is asked for, by the objects. Raises UsageError."""
+def _questions(world: World, namespace: str, connection: Mapping[str, Any]) -> Questions:
+    """Raises UsageError."""
     try:
-        question = asked_about(world, namespace, **connection)
+        return asked_about(world, namespace, **connection)
+    except UnknownNameError as error:
+        raise click.UsageError(printable(str(error))) from error
+
+
+def _flow(world: World, questions: Questions, agents: Sequence[str]) -> Flow:
+    """The packet that is asked for, by the objects; `agents` are the nodes with one. Raises UsageError."""
+    try:
+        question = one_of(questions, agents)
         answer = why(world, question)
-    except (UnknownNameError, CannotAnswerError) as error:
+    except CannotAnswerError as error:
         raise click.UsageError(printable(str(error))) from error
     ends = tuple((each.address, each.port) for each, _ in answer.targets)
-    if answer.legs:
-        leg = answer.legs[0]
-        return Flow(question.source, leg.source, leg.target, leg.port, leg.protocol, ends)
-    return _unserved(question, answer, ends)
+    flow = _unserved(question, answer, ends) if not answer.legs else _of_leg(question, answer.legs[0], ends)
+    return replace(flow, taken=taken(questions, question))
+
+
+def _of_leg(question: Question, leg: Leg, ends: tuple[tuple[IPAddress, int], ...]) -> Flow:
+    return Flow(question.source, leg.source, leg.target, leg.port, leg.protocol, ends)
 
 
 def _unserved(question: Question, answer: Answer, ends: tuple[tuple[IPAddress, int], ...]) -> Flow:
@@ -140,6 +158,8 @@ def _followed(following: Following, flow: Flow, *, wait: bool, timeout_s: float 
     waits = wait or not node_of(flow.source)
     following.open(flow, waits=waits)
     if waits:
+        if flow.taken:
+            click.echo(printable(flow.taken), err=True)
         following.wait(timeout_s or WAIT_S)
         return "", ""
     return following.send(min(timeout_s or SEND_S, MOST_SEND_S))
@@ -277,13 +297,16 @@ def _content(flow: Flow, following: Following, found: Account, verdict: str) -> 
         "steps": [
             {"node": each.node, "stage": each.stage, "ok": each.ok, "text": each.text} for each in found.steps
         ],
+        "taken": flow.taken,
         "notes": following.notes,
         "rules": following.heard,
     }
 
 
-def _lines(found: Account, notes: Sequence[str]) -> Iterator[str | Coloured]:
+def _lines(found: Account, taken: str, notes: Sequence[str]) -> Iterator[str | Coloured]:
     yield Coloured(found.sentence, "green" if found.cause in ("answered", "passed") else "red")
+    if taken:
+        yield taken
     node = ""
     width = max((len(each.stage) for each in found.steps), default=0)
     for each in found.steps:

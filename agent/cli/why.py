@@ -27,9 +27,9 @@ from agent.compile.service import ServiceSettings
 from agent.explain.answer import Answer, Step
 from agent.explain.fields import Field
 from agent.explain.legs import Leg, differences
+from agent.explain.pairs import Pair, Pairs, Questions, each_asked
 from agent.explain.question import CannotAnswerError, Question
-from agent.explain.way import why
-from agent.explain.world import Address, UnknownNameError, World, service_addresses
+from agent.explain.world import Address, UnknownNameError, World, service_addresses, title
 from agent.log import printable
 
 if TYPE_CHECKING:
@@ -52,10 +52,13 @@ def why_command(
     """Say in one sentence whether SRC may connect to DST, then the way step by step.
 
     SRC and DST are Pods, Services, nodes, DNS names or addresses, addresses outside of the cluster too. A
-    PORT is a number or a name; an IPv6 address with a port is written [ADDRESS]:PORT.
+    PORT is a number or a name; an IPv6 address with a port is written [ADDRESS]:PORT. deploy/web, sts/web,
+    ds/web, rs/web and job/web are all Pods of a workload, and so is its name alone where nothing else has it:
+    each Pod is asked about, and where they differ the answer is that of one that is denied.
 
     \b
     podwall why web svc/api:80
+    podwall why deploy/web sts/data/db:5432
     podwall why shop/web api.shop.svc.cluster.local:http
     podwall why 203.0.113.10 node/worker:30080
     podwall why -f manifests/ web [fd00:10:96::7]:53 --protocol udp
@@ -65,15 +68,14 @@ def why_command(
     """
     with looked(asked, ask=asked.live and not objects_only) as seen:
         try:
-            question = asked_about(seen.world, asked.namespace, **connection)
-            question = replace(question, by_name=question.address is None, via=via)
-            answer = why(seen.world, seen.known_to_come_in(question))
+            pairs = seen.asked(asked_about(seen.world, asked.namespace, **connection), via)
         except (UnknownNameError, CannotAnswerError) as error:
             raise click.UsageError(printable(str(error))) from error
-        nodes = seen.compared(answer.legs)
-    answer = in_the_kernel(answer, nodes)
-    content = answer_json(answer, nodes, seen.lines)
-    show(output, content, lambda: lines(answer, nodes, seen.lines, output == "wide"))
+        nodes = seen.compared(pairs.told.answer.legs)
+    answer = in_the_kernel(pairs.told.answer, nodes)
+    others = beside(pairs, answer)
+    content = {**answer_json(answer, nodes, seen.lines), "pairs": pairs_json(pairs, others)}
+    show(output, content, lambda: lines(answer, others, nodes, seen.lines, output == "wide"))
     if exit_code and not answer.allowed:
         raise SystemExit(NEGATIVE)
 
@@ -105,6 +107,11 @@ class Looked:
 
     def __exit__(self, *_: object) -> None:
         self.agents.__exit__(None, None, None)
+
+    def asked(self, questions: Questions, via: str = "") -> Pairs:
+        """What the objects say of each pair, as a client asks. Raises CannotAnswerError."""
+        first = replace(questions.first, by_name=questions.first.address is None, via=via)
+        return each_asked(self.world, replace(questions, first=self.known_to_come_in(first)))
 
     def known_to_come_in(self, question: Question) -> Question:
         """With the node that answers for the target's address, for who asks from outside."""
@@ -201,10 +208,12 @@ def in_the_kernel(answer: Answer, nodes: Sequence[Compared]) -> Answer:
 
 
 def lines(
-    answer: Answer, nodes: Sequence[Compared] = (), where: Lines | None = None, wide: bool = False
+    answer: Answer, others: str, nodes: Sequence[Compared], where: Lines, wide: bool = False
 ) -> Iterator[Line]:
-    """The answer as a person reads it: the sentence first."""
+    """The answer as a person reads it: the sentence first, then how the workload's other Pods are."""
     yield Coloured(answer.sentence, "green" if answer.allowed else "red")
+    if others:
+        yield others
     if answer.steps:
         yield ""
     for step in answer.steps:
@@ -218,10 +227,16 @@ def lines(
         yield from (f"  {line}" for line in change.text().splitlines())
 
 
-def _places(step: Step, where: Lines | None, wide: bool) -> Iterator[str]:
+def beside(pairs: Pairs, answer: Answer) -> str:
+    """How the others are; only of the one that is told the nodes were asked."""
+    others = pairs.in_words()
+    return f"by the objects {others}" if others and answer.cause == "rules-differ" else others
+
+
+def _places(step: Step, where: Lines, wide: bool) -> Iterator[str]:
     """Where what decides a step stands: in files by the line, else by the field's path in the wide form."""
     for each in step.fields:
-        found = where.of(each) if where else None
+        found = where.of(each)
         if found is not None:
             yield f"{found[0]}:{found[1]}: {each.kind} {each.object} {each.text}"
         elif wide:
@@ -238,8 +253,29 @@ def _said(of: Compared) -> str:
     return f"on {of.node}: {'; '.join(of.differs)}" if of.differs else f"those on {of.node} do just this"
 
 
-def answer_json(answer: Answer, nodes: Sequence[Compared] = (), where: Lines | None = None) -> dict[str, Any]:
-    """The whole answer as plain data."""
+def pairs_json(pairs: Pairs, text: str) -> dict[str, Any]:
+    """The pairs that were asked as plain data; `total` counts those that were not as well."""
+    return {
+        "total": pairs.questions.total,
+        "asked": len(pairs.asked),
+        "allowed": pairs.allowed,
+        "alike": pairs.alike,
+        "text": text,
+        "each": [_pair_json(each) for each in pairs.asked],
+    }
+
+
+def _pair_json(of: Pair) -> dict[str, Any]:
+    return {
+        "source": title(of.question.source),
+        "target": title(of.question.target),
+        "allowed": of.answer.allowed,
+        "cause": of.answer.cause,
+    }
+
+
+def answer_json(answer: Answer, nodes: Sequence[Compared], where: Lines) -> dict[str, Any]:
+    """The answer that is told as plain data."""
     return {
         "allowed": answer.allowed,
         "cause": answer.cause,
@@ -269,8 +305,8 @@ def answer_json(answer: Answer, nodes: Sequence[Compared] = (), where: Lines | N
     }
 
 
-def _field_json(of: Field, where: Lines | None) -> dict[str, Any]:
-    found = where.of(of) if where else None
+def _field_json(of: Field, where: Lines) -> dict[str, Any]:
+    found = where.of(of)
     return {
         "kind": of.kind,
         "object": of.object,

@@ -5,6 +5,7 @@
     shop/*, */*         all Pods of a namespace, of all namespaces
     svc/shop/web        a Service;  node/worker a node;  203.0.113.10 whoever has the address
 
+Where one end is meant, a Pod, Service, node or address of this name comes before the workload's Pods.
 A target may be followed by :PORT, a number or a name; an IPv6 address with a port is written [ADDRESS]:PORT.
 """
 
@@ -12,12 +13,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import NamedTuple
 
-from agent.cluster.model import Pod, Protocol, Service
+from agent.cluster.model import Owner, Pod, Protocol, Service
 from agent.explain.matrix import Column, columns_of
-from agent.explain.world import KINDS, End, UnknownNameError, World, title
+from agent.explain.world import KINDS, End, NobodyError, UnknownNameError, World, title
 
 ALL = "*"
 WORKLOADS = {
@@ -49,11 +51,22 @@ class Workload(NamedTuple):
     namespace: str
     name: str
 
+    def __str__(self) -> str:
+        return f"{self.kind} {self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Meant:
+    """Whom a name means: one end, or the Pods of a workload, in order of names."""
+
+    ends: tuple[End, ...]
+    workload: Workload | None = None
+
 
 def workload_of(pod: Pod) -> Workload:
     """A Deployment's Pods are its ReplicaSet's, whose name ends in the hash that they are labelled with."""
-    owner = next((each for each in pod.owners if each.controller), None)
-    if owner is None or owner.kind == "Node":  # a Pod that the kubelet has from a file belongs to its node
+    owner = _owner_of(pod)
+    if owner is None:
         return Workload("Pod", pod.namespace, pod.name)
     template = pod.labels.get(_TEMPLATE_HASH)
     if owner.kind == "ReplicaSet" and template and owner.name.endswith(f"-{template}"):
@@ -66,6 +79,23 @@ def takes_part(pod: Pod) -> bool:
     return not pod.finished and bool(pod.ips)
 
 
+def ends_named(world: World, text: str, namespace: str) -> Meant:
+    """What has this name, else the Pods of the workload that has it. Raises UnknownNameError."""
+    try:
+        return Meant((world.named(text, namespace),))
+    except NobodyError:
+        kind, space, name = _split(text, namespace)
+        there = [pod for _, pod in sorted(world.snapshot.pods_in(space).items())]
+        made = [pod for pod in there if _maker(pod, kind, name)]
+        if not made and kind not in WORKLOADS.values():
+            raise
+    found = tuple(pod for pod in made if takes_part(pod))
+    _refuse_several(text, found or made)
+    if not found:
+        raise UnknownNameError(_nobody(world, text, kind, space, name))
+    return Meant(found, _maker(found[0], kind, name))
+
+
 def pods_named(world: World, text: str, namespace: str) -> tuple[Pod, ...]:
     """Those that can send and receive, in order of names. Raises UnknownNameError when there are none."""
     kind, space, name = _split(text, namespace)
@@ -75,12 +105,11 @@ def pods_named(world: World, text: str, namespace: str) -> tuple[Pod, ...]:
         found = alive
     else:
         found = [pod for pod in alive if pod.name == name and kind in ("", "Pod")]
-        found = found or [pod for pod in alive if _is_of(pod, kind, name)]
+        found = found or [pod for pod in alive if _maker(pod, kind, name)]
     if not found:
-        raise UnknownNameError(_nobody(world, text, space, name))
-    if len(made := {workload_of(pod)[::2] for pod in found}) > 1 and ALL not in (space, name):
-        kinds = ", ".join(sorted(f"{of[0]} {of[1]}" for of in made))
-        raise UnknownNameError(f"{text!r} may be {kinds}: put deploy/, sts/, ds/, ... before it")
+        raise UnknownNameError(_nobody(world, text, kind, space, name))
+    if ALL not in (space, name):
+        _refuse_several(text, found)
     return tuple(found)
 
 
@@ -140,9 +169,25 @@ def _split(text: str, namespace: str) -> tuple[str, str, str]:
     return (kind, space, name) if slash else (kind, namespace, space)
 
 
-def _is_of(pod: Pod, kind: str, name: str) -> bool:
-    workload = workload_of(pod)
-    return workload.name == name and workload.kind != "Pod" and kind in ("", workload.kind)
+def _owner_of(pod: Pod) -> Owner | None:
+    """What controls a Pod; one that the kubelet has from a file belongs to its node, which is no workload."""
+    return next((each for each in pod.owners if each.controller and each.kind != "Node"), None)
+
+
+def _maker(pod: Pod, kind: str, name: str) -> Workload | None:
+    """The workload of this name that made a Pod: a Deployment, or the ReplicaSet in between."""
+    owner = _owner_of(pod)
+    if owner is None:
+        return None
+    makers = workload_of(pod), Workload(owner.kind, pod.namespace, owner.name)
+    return next((each for each in makers if each.name == name and kind in ("", each.kind)), None)
+
+
+def _refuse_several(text: str, found: Iterable[Pod]) -> None:
+    """Raises UnknownNameError for Pods of more than one workload."""
+    if len(made := {workload_of(pod)[::2] for pod in found}) > 1:
+        kinds = ", ".join(sorted(f"{of[0]} {of[1]}" for of in made))
+        raise UnknownNameError(f"{text!r} may be {kinds}: put deploy/, sts/, ds/, ... before it")
 
 
 def _single(world: World, name: str, namespace: str) -> End | None:
@@ -163,14 +208,28 @@ def _of_service(service: Service, port: int | str | None, protocol: Protocol | N
             yield Column(service, each.protocol, each.port)
 
 
-def _nobody(world: World, text: str, space: str, name: str) -> str:
+def _nobody(world: World, text: str, kind: str, space: str, name: str) -> str:
     if space not in (ALL, *world.snapshot.namespaces, *world.snapshot.pods_by_namespace):
         return f"{text!r}: there is no namespace {space}"
-    if (pod := world.snapshot.pods.get((space, name))) is not None:
+    if (pod := world.snapshot.pods.get((space, name))) is not None and kind in ("", "Pod"):
         return f"{title(pod)} {'has ended' if pod.finished else 'has no address yet'}"
+    made = {pod.key: of for pod in world.snapshot.pods.values() if (of := _maker(pod, kind, name))}
+    if here := [of for of in made.values() if of.namespace == space]:
+        return f"no Pod of {here[0]} can take part: {_waiting(world, space, made)}"
+    if made:
+        there = ", ".join(sorted(set(map(str, made.values()))))
+        return f"{text!r} has no Pods in namespace {space}, but there is {there}"
     if (space, name) in world.snapshot.services:
         return f"{text!r} is no Pod or workload; for the Service write svc/{space}/{name}"
-    return f"{text!r} is no Pod or workload with Pods in namespace {space}"
+    what = kind if kind in WORKLOADS.values() else "Pod or workload"
+    return f"{text!r} is no {what} with Pods in namespace {space}"
+
+
+def _waiting(world: World, space: str, made: Iterable[tuple[str, str]]) -> str:
+    pods = [world.snapshot.pods[key] for key in made if key[0] == space]
+    ended = sum(pod.finished for pod in pods)
+    said = {"without an address yet": len(pods) - ended, "ended": ended}
+    return ", ".join(f"{count} {what}" for what, count in said.items() if count)
 
 
 def _no_ports(text: str, port: int | str | None, protocol: Protocol | None) -> str:

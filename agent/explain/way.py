@@ -31,7 +31,9 @@ from agent.explain.world import Address, End, World, addresses_of, node_of, titl
 def why(world: World, question: Question) -> Answer:
     """The answer for the first family that both ends have. Raises CannotAnswerError."""
     if isinstance(question.source, Service):
-        raise CannotAnswerError(f"{title(question.source)} sends nothing: ask about one of its Pods")
+        raise CannotAnswerError(
+            f"{title(question.source)} sends nothing: ask about one of its Pods, or all (deploy/NAME, ...)"
+        )
     if isinstance(question.source, Pod) and question.source.finished:
         raise CannotAnswerError(
             f"{title(question.source)} has ended ({question.source.phase}): it sends nothing"

@@ -35,6 +35,10 @@ class UnknownNameError(Exception):
     """Nothing, or more than one thing, has this name; the message says which names there are."""
 
 
+class NobodyError(UnknownNameError):
+    """Nothing has this name."""
+
+
 class Address(NamedTuple):
     """An address that no Pod, node or Service of the cluster has."""
 
@@ -105,7 +109,7 @@ class World(Struct, frozen=True):
     def named(self, text: str, namespace: str) -> End:
         """Who is meant by a name as people type it; names without a namespace are of this one.
 
-        Raises UnknownNameError.
+        Raises UnknownNameError; NobodyError when nothing has it.
         """
         try:
             return self.at(ip_address(text))
@@ -117,7 +121,7 @@ class World(Struct, frozen=True):
         if found:
             names = ", ".join(sorted(title(each) for each in found))
             raise UnknownNameError(f"{text!r} may be {names}: put pod/, svc/ or node/ before it")
-        raise UnknownNameError(self._not_found(text, namespace))
+        raise NobodyError(self._not_found(text, namespace))
 
     def _candidates(self, text: str, namespace: str) -> Iterator[End]:
         kinds, rest = _kinds_and_name(text)
