@@ -72,11 +72,9 @@ def why_command(
         except (UnknownNameError, CannotAnswerError) as error:
             raise click.UsageError(printable(str(error))) from error
         nodes = seen.compared(pairs.told.answer.legs)
-    answer = in_the_kernel(pairs.told.answer, nodes)
-    others = beside(pairs, answer)
-    content = {**answer_json(answer, nodes, seen.lines), "pairs": pairs_json(pairs, others)}
-    show(output, content, lambda: lines(answer, others, nodes, seen.lines, output == "wide"))
-    if exit_code and not answer.allowed:
+    content = answer_json(pairs, nodes, seen.lines)
+    show(output, content, lambda: lines(pairs, nodes, seen.lines, output == "wide"))
+    if exit_code and not content["allowed"]:
         raise SystemExit(NEGATIVE)
 
 
@@ -207,12 +205,11 @@ def in_the_kernel(answer: Answer, nodes: Sequence[Compared]) -> Answer:
 # The answer
 
 
-def lines(
-    answer: Answer, others: str, nodes: Sequence[Compared], where: Lines, wide: bool = False
-) -> Iterator[Line]:
+def lines(pairs: Pairs, nodes: Sequence[Compared], where: Lines, wide: bool = False) -> Iterator[Line]:
     """The answer as a person reads it: the sentence first, then how the workload's other Pods are."""
+    answer = in_the_kernel(pairs.told.answer, nodes)
     yield Coloured(answer.sentence, "green" if answer.allowed else "red")
-    if others:
+    if others := beside(pairs, answer):
         yield others
     if answer.steps:
         yield ""
@@ -253,29 +250,9 @@ def _said(of: Compared) -> str:
     return f"on {of.node}: {'; '.join(of.differs)}" if of.differs else f"those on {of.node} do just this"
 
 
-def pairs_json(pairs: Pairs, text: str) -> dict[str, Any]:
-    """The pairs that were asked as plain data; `total` counts those that were not as well."""
-    return {
-        "total": pairs.questions.total,
-        "asked": len(pairs.asked),
-        "allowed": pairs.allowed,
-        "alike": pairs.alike,
-        "text": text,
-        "each": [_pair_json(each) for each in pairs.asked],
-    }
-
-
-def _pair_json(of: Pair) -> dict[str, Any]:
-    return {
-        "source": title(of.question.source),
-        "target": title(of.question.target),
-        "allowed": of.answer.allowed,
-        "cause": of.answer.cause,
-    }
-
-
-def answer_json(answer: Answer, nodes: Sequence[Compared], where: Lines) -> dict[str, Any]:
-    """The answer that is told as plain data."""
+def answer_json(pairs: Pairs, nodes: Sequence[Compared], where: Lines) -> dict[str, Any]:
+    """The whole answer as plain data."""
+    answer = in_the_kernel(pairs.told.answer, nodes)
     return {
         "allowed": answer.allowed,
         "cause": answer.cause,
@@ -302,6 +279,7 @@ def answer_json(answer: Answer, nodes: Sequence[Compared], where: Lines) -> dict
             }
             for each in nodes
         ],
+        "pairs": _pairs_json(pairs, beside(pairs, answer)),
     }
 
 
@@ -313,4 +291,25 @@ def _field_json(of: Field, where: Lines) -> dict[str, Any]:
         "field": of.text,
         "file": str(found[0]) if found else None,
         "line": found[1] if found else None,
+    }
+
+
+def _pairs_json(pairs: Pairs, text: str) -> dict[str, Any]:
+    """The pairs that were asked; `total` counts those that were not as well."""
+    return {
+        "total": pairs.questions.total,
+        "asked": len(pairs.asked),
+        "allowed": pairs.allowed,
+        "alike": pairs.alike,
+        "text": text,
+        "each": [_pair_json(each) for each in pairs.asked],
+    }
+
+
+def _pair_json(of: Pair) -> dict[str, Any]:
+    return {
+        "source": title(of.question.source),
+        "target": title(of.question.target),
+        "allowed": of.answer.allowed,
+        "cause": of.answer.cause,
     }

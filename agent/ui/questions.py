@@ -15,16 +15,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from agent.cli.connection import PROTOCOL_NAMES, as_address
-from agent.cli.why import answer_json, in_the_kernel
+from agent.cli.why import answer_json
 from agent.cluster.model import NetworkPolicy, Pod, Protocol, Service
-from agent.explain.ends import port_of, takes_part
+from agent.explain.ends import Meant, ends_named, port_of, takes_part
 from agent.explain.groups import grouped
 from agent.explain.matrix import Column, columns_of, matrix
+from agent.explain.pairs import Questions
 from agent.explain.plan import live_flows
 from agent.explain.policy import selected_by
 from agent.explain.question import CannotAnswerError, Question
 from agent.explain.remedy import Change
-from agent.explain.way import why
 from agent.explain.world import End, UnknownNameError, World, title
 from agent.ui.drawing import drawing
 from agent.ui.entities import on_pod_network, pod_id
@@ -51,27 +51,29 @@ def state(live: Live, given: Given) -> Mapping[str, Any]:
 def why_answer(live: Live, given: Given) -> Mapping[str, Any]:
     """The answer of `podwall why`, and the policies asked, to be drawn. Raises CannotBeAnsweredError."""
     looked = live.looked()
-    source, target = (_end(live, looked.world, given, field) for field in ("source", "target"))
-    address = as_address(given["target"].strip())
-    question = Question(
-        source=source,
-        target=target,
+    source, target = (_ends(live, looked.world, given, field) for field in ("source", "target"))
+    first = Question(
+        source=source.ends[0],
+        target=target.ends[0],
         port=_port(given.get("port", "")),
         protocol=_protocol(given.get("protocol", "tcp")),
-        address=address,
-        by_name=address is None,
+        address=as_address(given["target"].strip()),
     )
     try:
-        answer = why(looked.world, looked.known_to_come_in(question))
+        pairs = looked.asked(Questions(source, target, first))
     except CannotAnswerError as error:
         raise CannotBeAnsweredError(str(error)) from error
+    question, answer = pairs.told
     nodes = looked.compared(answer.legs)
     return {
-        **answer_json(in_the_kernel(answer, nodes), nodes, looked.lines),
-        "source": title(source),
-        "target": title(target),
+        **answer_json(pairs, nodes, looked.lines),
+        "source": title(question.source),
+        "target": title(question.target),
         "patches": [_patch(looked.world, change) for change in answer.changes],
-        "policies": [drawing(looked.world, policy) for policy in _policies(looked.world, source, target)],
+        "policies": [
+            drawing(looked.world, policy)
+            for policy in _policies(looked.world, question.source, question.target)
+        ],
     }
 
 
@@ -131,12 +133,12 @@ GET: Mapping[str, Answer] = {
 POST: Mapping[str, Answer] = {"/api/plan": rehearsal}
 
 
-def _end(live: Live, world: World, given: Given, field: str) -> End:
+def _ends(live: Live, world: World, given: Given, field: str) -> Meant:
     name = given.get(field, "").strip()
     if not name:
-        raise CannotBeAnsweredError(f"{field}: a Pod, Service, node or address is missing")
+        raise CannotBeAnsweredError(f"{field}: a Pod, workload, Service, node or address is missing")
     try:
-        return world.named(name, live.cluster.namespace)
+        return ends_named(world, name, live.cluster.namespace)
     except UnknownNameError as error:
         raise CannotBeAnsweredError(str(error)) from error
 

@@ -29,6 +29,7 @@ export function sentence(found, row) {
       what && `: ${what}`,
     ),
     details.length > 0 && html("p", { class: "quiet" }, details.join(": ")),
+    found.pairs.text && html("p", {}, found.pairs.text),
     differs &&
       html(
         "p",

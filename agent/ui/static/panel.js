@@ -218,7 +218,7 @@ export class Panel {
       input("source", "From", source, {
         list: "names",
         required: true,
-        placeholder: "pod/shop/web, an address",
+        placeholder: "deploy/shop/web, an address",
       }),
       input("target", "To", target, {
         list: "names",
@@ -248,7 +248,7 @@ export class Panel {
     });
     this.open(
       "Ask why",
-      html("p", { class: "quiet" }, "Pods, Services, nodes, names or addresses, as for podwall why."),
+      html("p", { class: "quiet" }, "Pods, workloads, Services, nodes, names or addresses, as for podwall why."),
       form,
       answer,
     );

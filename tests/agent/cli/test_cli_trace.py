@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
@@ -11,12 +12,14 @@ import pytest
 from click.testing import CliRunner
 
 from agent.cli.agents import Agents, SilentError
+from agent.cli.cluster import Asked
 from agent.cli.main import main
 from agent.cli.trace import Flow, Following
 from agent.explain.observed import Names
 from agent.explain.traced import Account, account
 from agent.explain.world import World
 from tests.agent.compile.worlds import policy
+from tests.agent.explain.test_matrix import owned
 from tests.agent.explain.test_why import AWAY, CLIENT, service, world
 
 ASKED = ("10.96.0.7", 80)
@@ -175,6 +178,7 @@ class Node:
 
     def __init__(self, breaks: str = "") -> None:
         self.asked: list[str] = []
+        self.opened: list[Mapping[str, object]] = []
         self.breaks = breaks
 
     def ask(self, call: str, body: Mapping[str, object]) -> Any:
@@ -182,6 +186,7 @@ class Node:
         if call == self.breaks:
             raise SilentError("gone")
         if call == "trace.open":
+            self.opened.append(body)
             return {"id": "1", "source": "10.244.0.2", "sport": 4000}
         return {"steps": [], "lost": False, "verdict": "silent", "words": ""}
 
@@ -223,6 +228,44 @@ def test_a_node_that_is_silent_is_noted(shop: World) -> None:
         following.close()
     assert following.notes == ["node-2 was not asked: gone"]
     assert "trace.close" not in two.asked
+
+
+def of_web(name: str, address: str, on: str) -> dict[str, Any]:
+    return owned(f"shop/web-{name}", address, "StatefulSet", "web", node=on)
+
+
+@pytest.mark.parametrize("wait", [False, True])
+def test_of_a_workload_the_first_pod_on_a_node_with_an_agent_sends(
+    monkeypatch: pytest.MonkeyPatch, wait: bool
+) -> None:
+    """It is said which: before somebody has to connect from there, and in the answer."""
+    one = Node()
+    agents = Agents({NODE2: lambda: one})
+    made = world([CLIENT, of_web("0", "10.244.0.3", NODE1), of_web("1", "10.244.1.3", NODE2)])
+    monkeypatch.setattr(Asked, "snapshot", lambda _: made.snapshot)
+    monkeypatch.setattr(Asked, "agents", lambda _: agents)
+    words = ["trace", "-n", "shop", "sts/web", "client:80", *(["--wait", "--timeout", "0.1"] if wait else [])]
+    done = CliRunner().invoke(main, words)
+
+    said = "taken: web-1 of the 2 Pods of StatefulSet shop/web"
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines()[1] == said
+    assert done.stderr.splitlines()[:1] == ([said] if wait else [])
+    (body,) = one.opened
+    assert wait or body["from"] == {"namespace": "shop", "name": "web-1"}
+
+    done = CliRunner().invoke(main, [*words, "-o", "json"])
+    content = json.loads(done.stdout)
+    assert (content["source"]["name"], content["taken"]) == ("Pod shop/web-1", said)
+
+
+def test_a_workload_that_no_agent_can_make_send(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = world([CLIENT, of_web("0", "10.244.0.3", NODE1)])
+    monkeypatch.setattr(Asked, "snapshot", lambda _: made.snapshot)
+    monkeypatch.setattr(Asked, "agents", lambda _: Agents({NODE2: Node}))
+    done = CliRunner().invoke(main, ["trace", "-n", "shop", "web", "client:80"])
+    assert done.exit_code == 2
+    assert "no Pod of StatefulSet shop/web runs on a node with an agent" in done.output
 
 
 USAGE: dict[str, tuple[Sequence[str], str]] = {

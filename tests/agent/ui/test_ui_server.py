@@ -135,7 +135,7 @@ def test_a_state_that_is_known_is_not_said_again(server: PageServer) -> None:
 
 def test_a_question_without_an_answer_says_why(server: PageServer) -> None:
     cases = {
-        "/api/why?source=web&target=": "target: a Pod, Service, node or address is missing",
+        "/api/why?source=web&target=": "target: a Pod, workload, Service, node or address is missing",
         "/api/why?source=web&target=nobody": "'nobody' is no Pod",
         "/api/why?source=web&target=192.0.2.1&port=99999": "port 99999 is not from 1 to 65535",
         "/api/why?source=web&target=192.0.2.1&port=80&protocol=icmp": "not icmp",
