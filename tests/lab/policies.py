@@ -46,6 +46,16 @@ def pod(
     return check({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec}, "test")
 
 
+def replica(path: str, *ports: int, node: str, labels: Mapping[str, str] | None = None) -> Object:
+    """A Pod `namespace/DEPLOYMENT-HASH-ID`, as a Deployment's ReplicaSet makes it."""
+    replica_set = path.partition("/")[2].rpartition("-")[0]
+    said = {"pod-template-hash": replica_set.rpartition("-")[2], **(labels or {})}
+    made = pod(path, *ports, node=node, labels=said)
+    owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": replica_set, "controller": True}
+    made["metadata"]["ownerReferences"] = [owner]
+    return made
+
+
 def policy(path: str, **spec: Any) -> Object:
     """A policy `namespace/name`; without a podSelector it selects all Pods."""
     space, name = path.split("/")

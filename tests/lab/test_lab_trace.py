@@ -1,6 +1,7 @@
 """`podwall trace` follows real packets in the lab, and leaves nothing on the nodes, however it ends.
 
 web, stranger (node1) --> Service shop/api --> api (node2), which admits web alone
+crew (node1), crew (node2) of one Deployment --> Service shop/open
 locked (node1): no egress      outside --> node1:30081 --> Service shop/open --> open (node2)
 """
 
@@ -22,7 +23,7 @@ from agent.cli.main import main
 from lab.limits import SLOWNESS
 from lab.world import Lab
 from tests.lab.following import every_node_follows
-from tests.lab.policies import namespace, pod, policy
+from tests.lab.policies import namespace, pod, policy, replica
 from tests.lab.services import port, service, until
 
 PODWALL = Path(sys.executable).parent / "podwall"
@@ -37,6 +38,8 @@ OBJECTS = (
     pod("shop/web", node="node1", labels={"app": "web"}),
     pod("shop/stranger", node="node1", labels={"app": "stranger"}),
     pod("shop/locked", node="node1", labels={"app": "locked"}),
+    replica("shop/crew-5f7-a", 8080, node="node1"),
+    replica("shop/crew-5f7-b", 8080, node="node2"),
     service("shop/api", {"app": "api"}, port(80)),
     service("shop/open", {"app": "open"}, port(80, nodePort=30081), type="NodePort"),
     service("shop/none", {"app": "none"}, port(80)),
@@ -142,6 +145,17 @@ def test_each_step_is_told_in_order(shop: Lab, case: Case, family: str) -> None:
     decided = [(each["node"], each["stage"], each["ok"]) for each in found["steps"] if each["ok"] is not None]
     assert decided == steps
     assert any(text in each["text"] for each in found["steps"])
+    assert not tables(shop)
+
+
+def test_of_workloads_one_pod_is_taken(shop: Lab) -> None:
+    """A Deployment asked about itself: from its first Pod to another."""
+    found = traced("deploy/crew", "crew:8080")
+
+    assert (found["cause"], found["source"]["name"]) == ("answered", "Pod shop/crew-5f7-a")
+    assert found["destination"]["address"] == str(shop.pod("shop/crew-5f7-b").address(4))
+    of = "of the 2 Pods of Deployment shop/crew"
+    assert found["taken"] == f"taken: crew-5f7-a {of}; crew-5f7-b {of}"
     assert not tables(shop)
 
 

@@ -21,7 +21,7 @@ from lab import netns
 from lab.probe import CONNECTED, SILENT
 from lab.world import Lab
 from tests.lab.following import every_node_follows
-from tests.lab.policies import namespace, pod, policy
+from tests.lab.policies import namespace, pod, policy, replica
 from tests.lab.services import eventually, service
 
 KEEP = """
@@ -40,6 +40,9 @@ OBJECTS = [
     service("shop/web", {"app": "web"}),
     service("shop/public", {"app": "web"}, type="LoadBalancer"),
     policy("shop/shut", podSelector={"matchLabels": {"app": "shut"}}),
+    replica("shop/crew-5f7-a", 8080, node="node1", labels={"app": "crew"}),
+    replica("shop/crew-5f7-b", 8080, node="node2", labels={"app": "crew", "muted": "yes"}),
+    policy("shop/muted", podSelector={"matchLabels": {"muted": "yes"}}, policyTypes=["Egress", "Ingress"]),
 ]
 
 
@@ -92,6 +95,23 @@ def test_the_rules_of_all_nodes_on_the_way_are_compared(lab: Lab) -> None:
     answer = eventually(lambda: why("client", "pod/web:8080"), lambda of: of["allowed"])
 
     assert [(each["node"], each["agrees"]) for each in answer["nodes"]] == [("node1", True), ("node2", True)]
+
+
+@pytest.mark.parametrize(("source", "target"), [("deploy/crew", "pod/web:8080"), ("client", "crew:8080")])
+def test_the_pods_of_a_deployment_that_differ(lab: Lab, source: str, target: str) -> None:
+    """Real packets do what is said of each pair; the answer, and what the nodes do, is the denied one's."""
+    answer = eventually(lambda: why(source, target), lambda of: all(each["agrees"] for each in of["nodes"]))
+
+    pairs = answer["pairs"]
+    assert (answer["allowed"], pairs["total"], pairs["allowed"], pairs["alike"]) == (False, 2, 1, False)
+    assert pairs["text"] == "allowed for 1 of the 2 Pods of Deployment shop/crew: crew-5f7-a"
+    assert "shop/crew-5f7-b" in answer["sentence"]
+    assert answer["nodes"]
+    assert all(each["agrees"] for each in answer["nodes"])
+    for each in pairs["each"]:
+        here, there = (each[end].removeprefix("Pod ") for end in ("source", "target"))
+        seen = lab.connect(here, lab.pod(there).address(4), 8080)
+        assert seen == (CONNECTED if each["allowed"] else SILENT), each
 
 
 def test_a_load_balancers_address_is_asked_at_the_node_that_answers_for_it(lab: Lab) -> None:

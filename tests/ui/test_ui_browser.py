@@ -255,6 +255,9 @@ def test_a_question_can_be_typed(server: PageServer, open_page: Open) -> None:
     page.get_by_label("Port", exact=True).fill("5432")
     page.get_by_role("button", name="Why?").click()
     expect(page.locator("#panel .sentence")).to_contain_text("does not let 203.0.113.9")
+    page.get_by_label("To", exact=True).fill("sts/data/postgres")
+    page.get_by_role("button", name="Why?").click()
+    expect(page.locator("#panel .sentence")).to_contain_text("the same for each of the 2 Pods of StatefulSet")
 
 
 def check(page: Page, what: str) -> None:

@@ -17,6 +17,7 @@ from agent.cluster.store import snapshot_of
 from agent.ui.guard import HEADERS
 from agent.ui.live import Live
 from agent.ui.server import LARGEST_BODY, PageServer
+from tests.agent.explain.test_matrix import ONLY_WEB, SHOP, world_of
 from tests.ui.told import Told, serving
 
 STATIC = Path(__file__).parents[3] / "agent" / "ui" / "static"
@@ -145,6 +146,15 @@ def test_a_question_without_an_answer_says_why(server: PageServer) -> None:
         answer, content = asked(server, path)
         assert answer.status == 422, path
         assert said in json.loads(content)["error"]
+
+
+def test_a_question_about_a_workload_is_asked_of_each_of_its_pods() -> None:
+    cluster = Told(world_of([*SHOP, ONLY_WEB]).snapshot)
+    with serving(cluster) as made:
+        _, content = asked(made, "/api/why?source=deploy/shop/web&target=shop/tool&port=80")
+        answer = json.loads(content)
+    assert answer["pairs"]["text"] == "the same for each of the 2 Pods of Deployment shop/web"
+    assert (answer["source"], answer["allowed"]) == ("Pod shop/web-5f7-a", True)
 
 
 def test_a_post_is_json_of_texts_and_not_endless(server: PageServer) -> None:
