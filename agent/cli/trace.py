@@ -29,7 +29,7 @@ from agent.cluster.model import IPAddress, Pod, Protocol
 from agent.explain.answer import Answer
 from agent.explain.legs import Leg
 from agent.explain.observed import Names
-from agent.explain.pairs import Questions, one_of, taken
+from agent.explain.pairs import Questions, one_of, taken_in_words
 from agent.explain.question import CannotAnswerError, Question
 from agent.explain.traced import Account, Told, account
 from agent.explain.way import why
@@ -132,7 +132,7 @@ def _flow(world: World, questions: Questions, agents: Sequence[str]) -> Flow:
         raise click.UsageError(printable(str(error))) from error
     ends = tuple((each.address, each.port) for each, _ in answer.targets)
     flow = _unserved(question, answer, ends) if not answer.legs else _of_leg(question, answer.legs[0], ends)
-    return replace(flow, taken=taken(questions, question))
+    return replace(flow, taken=taken_in_words(questions, question))
 
 
 def _of_leg(question: Question, leg: Leg, ends: tuple[tuple[IPAddress, int], ...]) -> Flow:

@@ -106,7 +106,8 @@ class Pairs:
 
     def _many(self) -> str:
         many = [str(of.workload) for of in self._ends if len(of.ends) > 1]
-        return f"Pods of {many[0]}" if len(many) == 1 else f"pairs of Pods of {' and '.join(many)}"
+        what = "Pods" if len(many) == 1 else "pairs of Pods"
+        return f"{what} of {' and '.join(dict.fromkeys(many))}"
 
     def _different(self, what: str) -> str:
         told, others = self.told, [pair for pair in self.asked if pair is not self.told]
@@ -153,7 +154,7 @@ def one_of(questions: Questions, agents: Container[str]) -> Question:
     return questions.between(source, target)
 
 
-def taken(questions: Questions, question: Question) -> str:
+def taken_in_words(questions: Questions, question: Question) -> str:
     """Which Pods of workloads a question is about; "" where no workload was asked about."""
     ends = ((questions.source, question.source), (questions.target, question.target))
     said = [

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from agent.explain.ends import ends_named
-from agent.explain.pairs import MOST_PAIRS, Pairs, Questions, each_asked, one_of, taken
+from agent.explain.pairs import MOST_PAIRS, Pairs, Questions, each_asked, one_of, taken_in_words
 from agent.explain.question import CannotAnswerError, Question
 from agent.explain.world import UnknownNameError, World, title
 from tests.agent.compile.worlds import namespace, pod, policy
@@ -174,6 +174,7 @@ def test_what_is_told_of_several(source: str, target: str, more: Any, told: str,
 
 def test_a_workload_asks_none_of_its_pods_about_itself() -> None:
     pairs = ask("web", "web")
+    assert pairs.in_words() == "the same for each of the 6 pairs of Pods of Deployment shop/web"
     assert len(pairs.asked) == pairs.questions.total == 6
     assert all(pair.question.source is not pair.question.target for pair in pairs.asked)
 
@@ -223,7 +224,7 @@ def test_a_packet_is_sent_between_the_first_that_run(source: str, target: str, f
 
     one = one_of(asked, {"node-1"})
     assert " to ".join(title(end).rpartition("/")[2] for end in (one.source, one.target)) == found
-    assert taken(asked, one) == said
+    assert taken_in_words(asked, one) == said
 
 
 def test_without_an_agent_no_pod_of_a_workload_sends() -> None:
