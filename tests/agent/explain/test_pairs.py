@@ -172,6 +172,11 @@ def test_what_is_told_of_several(source: str, target: str, more: Any, told: str,
     assert pairs.in_words() == said
 
 
+def test_a_service_of_the_workloads_name_sends_nothing() -> None:
+    with pytest.raises(CannotAnswerError, match=r"ask about one of its Pods, or all \(deploy/NAME, \.\.\.\)"):
+        ask("api", "one")
+
+
 def test_a_workload_asks_none_of_its_pods_about_itself() -> None:
     pairs = ask("web", "web")
     assert pairs.in_words() == "the same for each of the 6 pairs of Pods of Deployment shop/web"
