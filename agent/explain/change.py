@@ -92,14 +92,14 @@ def applied(
 
 def _rollouts(rolled: Iterable[Pod]) -> Iterator[str]:
     for of in sorted(set(map(workload_of, rolled))):
-        yield f"{_path(of)} rolls out: its Pods are replaced, and their connections end"
+        yield f"{of} rolls out: its Pods are replaced, and their connections end"
 
 
 def _without_pods(change: Change, gone: Gone, there: Container[Workload]) -> Iterator[str]:
     for of in sorted(change.templates):
         if of not in there:
-            yield f"{_path(of)}: the Pods that it would make are new, their ways are not compared"
-    yield from (f"{_path(of)} has no Pods that could go with it" for of in gone.workloads if of not in there)
+            yield f"{of}: the Pods that it would make are new, their ways are not compared"
+    yield from (f"{of} has no Pods that could go with it" for of in gone.workloads if of not in there)
 
 
 def _not_there(change: Change, laid: Laid) -> Iterator[str]:
@@ -126,7 +126,3 @@ def _named(document: Document) -> str:
     if _is_workload(document):
         return f"{document.kind} without Pods of its own"
     return f"{document.kind} of {document.group}" if document.group else document.kind
-
-
-def _path(of: Workload) -> str:
-    return titled(of.kind, (of.namespace, of.name))
