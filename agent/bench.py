@@ -23,7 +23,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,6 +31,7 @@ from typing import Any, Protocol
 
 from agent.bench_worker import PORTS, RAW
 from agent.calls import Answer, Body
+from agent.sessions import chosen_id
 from cni import spec
 from cni.result import Result
 from cni.spec import AttachmentKey, CniError, Request
@@ -41,7 +41,6 @@ LEASE_S = 10.0
 MOST_SECONDS = 1.0
 """Of one turn."""
 ANSWER_S = 8.0  # of one worker; the command waits ten for the agent
-_ID = re.compile("[0-9a-f]{16}")
 
 log = logging.getLogger(__name__)
 
@@ -138,15 +137,11 @@ class Bench:
         }
 
     async def open(self, body: Body) -> object:
-        """Attach both for a session of this id, 16 hexadecimal digits; say the server's addresses.
-
-        Raises CniError.
-        """
-        if not _ID.fullmatch(str(body.get("id", ""))):
-            raise CniError(spec.INVALID_CONFIG, "a measurement is named by 16 hexadecimal digits")
+        """Attach both for a session of this id; say the server's addresses. Raises CniError."""
+        name = chosen_id(body)
         if self._session:
             raise CniError(spec.TRY_AGAIN_LATER, "this node is being measured already; try again later")
-        session = self._session = Session(str(body["id"]))
+        session = self._session = Session(name)
         try:
             async with self._turn:
                 await self._make(session)

@@ -3,12 +3,21 @@
 keep(id, session)  --> kept for `expires_s`
 get(id)            --> the session, kept for as long again
 end(id), or nobody asks  --> close(), and nothing is kept of it
+
+Who asks names the session, so that it can be ended by whoever went away before it was there.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Generic, Protocol, TypeVar
+
+from agent.calls import Body
+from cni import spec
+from cni.spec import CniError
+
+_ID = re.compile("[0-9a-f]{16}")
 
 
 class Closing(Protocol):
@@ -19,6 +28,14 @@ class Closing(Protocol):
 
 
 Session = TypeVar("Session", bound=Closing)
+
+
+def chosen_id(body: Body) -> str:
+    """The id that the caller chose for a session. Raises CniError."""
+    name = str(body.get("id", ""))
+    if not _ID.fullmatch(name):
+        raise CniError(spec.INVALID_CONFIG, "a session is named by 16 hexadecimal digits")
+    return name
 
 
 class Sessions(Generic[Session]):

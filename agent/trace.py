@@ -1,7 +1,7 @@
 """Following one packet through this node's kernel: what the agent does of `podwall trace`.
 
-    trace.open  {"matches": [...]}                          --> packets of these flows are marked and heard of
-                {"from": {...}, "destination", "port"}      --> and a socket, which will send such a one
+    trace.open  {"id", "matches": [...]}                    --> packets of these flows are marked and heard of
+                {"id", "from": {...}, "destination", "port"}  --> and a socket, which will send such a one
     trace.send  {"id"}                                      --> it connects, and what became of that
     trace.read  {"id"}                                      --> the rules that the packets met, in order
     trace.close {"id"}                                      --> nothing is left
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import selectors
 import socket
 import time
@@ -34,7 +33,7 @@ from agent.nft.handles import KernelRule, rules
 from agent.nft.model import TableName
 from agent.nft.trace import Match, Step, Trace, TraceError
 from agent.probe import SILENT, Attempt, FindInside, Inside, Outcome, Target, open_inside
-from agent.sessions import Sessions
+from agent.sessions import Sessions, chosen_id
 from cni import spec
 from cni.spec import CniError
 
@@ -78,13 +77,25 @@ class Traces:
         self._datapath = datapath
         self._find_inside = find_inside
         self._sessions = Sessions[Session](MOST_SESSIONS, EXPIRES_S)
+        self._opening: dict[str, asyncio.Event] = {}  # set when it is done
 
     async def open(self, body: Body) -> object:
         """Mark packets, and bind the socket that will send one where that is asked for. Raises CniError."""
+        name = chosen_id(body)
+        if name in self._opening or self._sessions.get(name):
+            raise CniError(spec.FAILED, "this trace was opened before")
         if self._sessions.full:
             raise CniError(
                 spec.TRY_AGAIN_LATER, f"{MOST_SESSIONS} packets are traced here already; ask again"
             )
+        done = self._opening[name] = asyncio.Event()
+        try:
+            return await self._open(name, body)
+        finally:
+            del self._opening[name]
+            done.set()
+
+    async def _open(self, name: str, body: Body) -> object:
         matches, target, inside = _question(body, self._find_inside)
         attempt = Attempt(target) if target else None
         said: dict[str, Any] = {}
@@ -93,13 +104,12 @@ class Traces:
                 source, sport = await asyncio.to_thread(_in_thread, inside, attempt)
                 matches.append(Match(_NUMBERS[target.protocol], None, sport, target.address, target.port))
                 said = {"source": source, "sport": sport}
-            name = secrets.token_hex(4)
             self._sessions.keep(name, Session(Trace(name, matches), attempt))
         except (OSError, TraceError) as error:
             if attempt:
                 attempt.close()
             raise CniError(spec.FAILED, str(error)) from error
-        return {"id": name, **said}
+        return said
 
     async def send(self, body: Body) -> object:
         """Connect, and say what became of that. Raises CniError."""
@@ -121,8 +131,11 @@ class Traces:
         }
 
     async def close(self, body: Body) -> object:
-        """Follow no more."""
-        self._sessions.end(str(body.get("id", "")))
+        """Follow no more; what is being opened is waited for."""
+        name = str(body.get("id", ""))
+        if opening := self._opening.get(name):
+            await opening.wait()
+        self._sessions.end(name)
         return None
 
     def _asked(self, body: Body) -> Session:

@@ -9,6 +9,7 @@ An end outside of the cluster cannot be made to send: the packet is waited for t
 
 from __future__ import annotations
 
+import secrets
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -173,7 +174,8 @@ class Following:
     world: World
     heard: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    _sessions: dict[str, str] = field(default_factory=dict)
+    _id: str = field(default_factory=lambda: secrets.token_hex(8))  # of the session on each node
+    _asked: list[str] = field(default_factory=list)
     _sender: str = ""
 
     def open(self, flow: Flow, *, waits: bool) -> None:
@@ -184,23 +186,25 @@ class Following:
         source = str(flow.address)
         if first:
             body = _sending(flow) if not waits else {"matches": [_to(flow, source)]}
-            answer = self.agents.ask(first, "trace.open", body)
-            self._opened(first, answer)
+            self._asked.append(first)
+            answer = self.agents.ask(first, "trace.open", {"id": self._id, **body})
+            self.heard[first] = []
             self._sender = first
             sport, source = answer.get("sport"), answer.get("source", source)
         hiding = self._hiding(flow, others)
-        bodies = {node: _matching(flow, source, sport, hiding) for node in others}
-        for node, answer in self.agents.ask_each("trace.open", bodies).items():
+        body = {"id": self._id, **_matching(flow, source, sport, hiding)}
+        self._asked += others
+        for node, answer in self.agents.ask_all("trace.open", body, others).items():
             if isinstance(answer, Silent):
                 self.notes.append(f"{node} was not asked: {answer.why}")
             else:
-                self._opened(node, answer)
-        if not self._sessions:
+                self.heard[node] = []
+        if not self.heard:
             raise SilentError("; ".join(self.notes) or "no node on the packet's way has an agent")
 
     def send(self, wait_s: float) -> tuple[str, str]:
         """Let the packet go, and hear of it; what the client saw. Raises SilentError."""
-        body = {"id": self._sessions[self._sender], "wait_s": wait_s}
+        body = {"id": self._id, "wait_s": wait_s}
         answer = self.agents.ask(self._sender, "trace.send", body)
         time.sleep(SETTLE_S)
         self._read()
@@ -218,18 +222,12 @@ class Following:
 
     def close(self) -> None:
         """Let every agent forget at once; those that do not hear it forget by themselves."""
-        bodies = {node: {"id": session} for node, session in self._sessions.items()}
-        self._sessions = {}
+        asked, self._asked = self._asked, []
         with suppress(KeyboardInterrupt):
-            self.agents.ask_each("trace.close", bodies)
-
-    def _opened(self, node: str, answer: Mapping[str, Any]) -> None:
-        self._sessions[node] = answer["id"]
-        self.heard[node] = []
+            self.agents.ask_all("trace.close", {"id": self._id}, asked)
 
     def _read(self) -> None:
-        bodies = {node: {"id": session} for node, session in self._sessions.items()}
-        for node, answer in self.agents.ask_each("trace.read", bodies).items():
+        for node, answer in self.agents.ask_all("trace.read", {"id": self._id}, self.heard).items():
             if isinstance(answer, Silent):
                 self.notes.append(f"{node} does not tell what it heard: {answer.why}")
                 continue

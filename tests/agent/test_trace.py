@@ -177,21 +177,36 @@ def inside(place: Path, body: Callable[[Mapping[str, Any]], Any]) -> None:
     netns.run(place, run)
 
 
-SENDING = {"from": {}, "destination": "127.0.0.1", "port": 4000, "protocol": "TCP"}
+ID = {"id": "0123456789abcdef"}
+SENDING = {**ID, "from": {}, "destination": "127.0.0.1", "port": 4000, "protocol": "TCP"}
 
 
 def test_a_connection_is_sent_and_told_and_forgotten(place: Path) -> None:
     async def ask(calls: Mapping[str, Any]) -> None:
         opened = await calls["trace.open"](SENDING)
         assert opened["source"] == "127.0.0.1"
-        assert (await calls["trace.send"](opened))["verdict"] == "refused"
-        told = await calls["trace.read"](opened)
+        assert (await calls["trace.send"](ID))["verdict"] == "refused"
+        told = await calls["trace.read"](ID)
         packet = told["steps"][0]["packet"]
         assert (packet["sport"], packet["dport"]) == (opened["sport"], 4000)
         assert not told["lost"]
-        await calls["trace.close"](opened)
+        await calls["trace.close"](ID)
         with pytest.raises(CniError, match="has ended"):
-            await calls["trace.read"](opened)
+            await calls["trace.read"](ID)
+
+    inside(place, ask)
+    assert tables(place) == ""
+
+
+def test_it_is_closed_by_a_client_that_went_away_before_the_answer(place: Path) -> None:
+    async def ask(calls: Mapping[str, Any]) -> None:
+        opening = asyncio.create_task(calls["trace.open"](SENDING))
+        await asyncio.sleep(0)
+        await calls["trace.close"](ID)
+        assert opening.done()
+        await opening
+        with pytest.raises(CniError, match="has ended"):
+            await calls["trace.read"](ID)
 
     inside(place, ask)
     assert tables(place) == ""
@@ -213,10 +228,12 @@ def test_a_client_that_is_gone_is_forgotten(place: Path, monkeypatch: pytest.Mon
 
 def test_few_at_once(place: Path) -> None:
     async def ask(calls: Mapping[str, Any]) -> None:
-        opened = [await calls["trace.open"](SENDING) for _ in range(trace.MOST_SESSIONS)]
+        named = [{"id": f"{number:016x}"} for number in range(trace.MOST_SESSIONS)]
+        for each in named:
+            await calls["trace.open"]({**SENDING, **each})
         with pytest.raises(CniError, match="ask again"):
             await calls["trace.open"](SENDING)
-        for each in opened:
+        for each in named:
             await calls["trace.close"](each)
 
     inside(place, ask)
@@ -225,10 +242,11 @@ def test_few_at_once(place: Path) -> None:
 
 BAD = {
     "no address": {**SENDING, "destination": "web"},
-    "no port": {"from": {}, "destination": "127.0.0.1", "protocol": "TCP"},
+    "no port": {**ID, "from": {}, "destination": "127.0.0.1", "protocol": "TCP"},
     "no protocol with ports": {**SENDING, "protocol": "ICMP"},
-    "an unknown protocol": {"matches": [{"protocol": "EGP", "source": "127.0.0.1"}]},
-    "no list": {"matches": "all"},
+    "an unknown protocol": {**ID, "matches": [{"protocol": "EGP", "source": "127.0.0.1"}]},
+    "no name": {**SENDING, "id": "../x"},
+    "no list": {**ID, "matches": "all"},
     "a place that is none": {**SENDING, "from": "web"},
     "a Pod that is elsewhere": {**SENDING, "from": {"namespace": "shop", "name": "web"}},
 }

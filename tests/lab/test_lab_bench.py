@@ -149,7 +149,7 @@ def test_it_can_be_closed_before_it_is_made(lab: Lab, before: dict[str, Any]) ->
 
 @pytest.mark.parametrize("name", ["", "../../etc", "0123456789ABCDEF", "0123456789abcdef\n"])
 def test_a_name_that_is_none_is_not_taken(lab: Lab, name: str) -> None:
-    with pytest.raises(ClickException, match="named by 16 hexadecimal digits"):
+    with pytest.raises(ClickException, match="a session is named by 16 hexadecimal digits"):
         ask(lab.agents["node1"].socket, "bench.open", {"id": name})
 
 
