@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -70,10 +71,10 @@ def traced(*arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
-def tables(lab: Lab) -> set[str]:
+def tables(lab: Lab) -> list[str]:
     """The tables of all nodes that mark packets."""
     listed = (lab.run(node.name, ["nft", "list", "tables"]).stdout.splitlines() for node in lab.nodes)
-    return {line for lines in listed for line in lines if "podwall_trace" in line}
+    return [line for lines in listed for line in lines if "podwall_trace" in line]
 
 
 Case: TypeAlias = tuple[tuple[str, ...], str, list[tuple[str, str, bool]], str]
@@ -218,15 +219,24 @@ def test_what_never_comes_to_the_other_node_is_said(shop: Lab) -> None:
     until(lambda: shop.connect("shop/web", shop.pod("shop/open").address(4), 8080) == "connected", LIMIT)
 
 
-def waiting(*arguments: str) -> subprocess.Popen[str]:
-    """The command, while it waits for a packet that nobody sends."""
+@contextmanager
+def begun() -> Iterator[subprocess.Popen[str]]:
+    """The command, which will wait for a packet that nobody sends."""
     command = [PODWALL, "trace", "--lab", "-n", "shop", "--wait", "--timeout", "300", "web", "svc/api:80"]
-    process = subprocess.Popen(
-        [*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
-    assert process.stderr.readline().startswith("waiting 300 s")
-    return process
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@contextmanager
+def waiting() -> Iterator[subprocess.Popen[str]]:
+    """The same, when it waits."""
+    with begun() as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("waiting 300 s")
+        yield process
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -234,6 +244,14 @@ def test_an_interrupted_one_leaves_nothing(shop: Lab, number: signal.Signals) ->
     with waiting() as process:
         assert len(tables(shop)) == 2
         process.send_signal(number)
+        assert process.wait(LIMIT) == 130
+    assert not tables(shop)
+
+
+def test_one_that_is_interrupted_while_the_agents_are_asked_leaves_nothing(shop: Lab) -> None:
+    with begun() as process:
+        until(lambda: tables(shop), LIMIT)
+        process.send_signal(signal.SIGINT)
         assert process.wait(LIMIT) == 130
     assert not tables(shop)
 
