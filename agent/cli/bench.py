@@ -25,6 +25,7 @@ import click
 from agent.cli.agents import NOBODY, Agents, SilentError
 from agent.cli.ask import Unreachable
 from agent.cli.cluster import Asked, live_cluster_options
+from agent.cli.names import NODE, Takes, completes
 from agent.cli.output import Column, output_option, show, table
 from agent.cluster.model import Service
 from agent.log import printable
@@ -65,9 +66,28 @@ class Way:
 
 
 @click.command("bench")
-@click.option("--from", "from_", metavar="NODE", default="", help="Where the client is; else the first node.")
-@click.option("--to", metavar="NODE", default="", help="Where the server behind the nodes' network is.")
-@click.option("--service", metavar="NAME:PORT", default="", help="Connect to this Service as well.")
+@click.option(
+    "--from",
+    "from_",
+    metavar="NODE",
+    default="",
+    help="Where the client is; else the first node.",
+    shell_complete=completes(NODE),
+)
+@click.option(
+    "--to",
+    metavar="NODE",
+    default="",
+    help="Where the server behind the nodes' network is.",
+    shell_complete=completes(NODE),
+)
+@click.option(
+    "--service",
+    metavar="NAME:PORT",
+    default="",
+    help="Connect to this Service as well.",
+    shell_complete=completes(Takes(("Service",), ports="numbers")),
+)
 @click.option(
     "--duration",
     type=click.FloatRange(1, 120),

@@ -19,6 +19,7 @@ from urllib.parse import quote
 import click
 
 from agent.cli.ask import Unreachable
+from agent.cli.names import NAMESPACE, completes, contexts
 from agent.cluster.model import KINDS, Endpoints, Kind, Object, Pod
 from agent.cluster.store import Snapshot, snapshot_of
 from agent.log import printable
@@ -47,8 +48,14 @@ namespace_option = click.option(
     default=DEFAULT_NAMESPACE,
     show_default=True,
     help="The namespace of names that say none.",
+    shell_complete=completes(NAMESPACE),
 )
-context_option = click.option("--context", default="", help="The kubeconfig's context; else its current one.")
+context_option = click.option(
+    "--context",
+    default="",
+    help="The kubeconfig's context; else its current one.",
+    shell_complete=contexts,
+)
 kubeconfig_option = click.option(
     "--kubeconfig",
     type=click.Path(path_type=Path),
@@ -147,7 +154,7 @@ class Asked:
         return f"context {self.context}" if self.context else str(kubeconfig)
 
     def _kubeconfig(self) -> Path | None:
-        return None if self.lab else self.kubeconfig or _default_kubeconfig()
+        return None if self.lab else self.kubeconfig or default_kubeconfig()
 
 
 def cluster_options(command: F) -> F:
@@ -189,7 +196,8 @@ def _with_options(command: F, *flags: str) -> F:
     return gathered  # type: ignore[return-value]  # the same command with other parameters
 
 
-def _default_kubeconfig() -> Path | None:
+def default_kubeconfig() -> Path | None:
+    """The kubeconfig where no option names one; None without any."""
     if said := os.environ.get("KUBECONFIG"):
         return Path(said)
     usual = Path("~/.kube/config").expanduser()

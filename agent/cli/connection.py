@@ -8,11 +8,12 @@ from typing import Any, TypeAlias, TypeVar
 
 import click
 
+from agent.cli.names import WORKLOAD, Takes, completes
 from agent.cluster.model import PROTOCOLS, Family, IPAddress, Protocol
-from agent.explain.ends import ends_named, split_port
+from agent.explain.ends import WORKLOADS, ends_named, split_port
 from agent.explain.pairs import Questions
 from agent.explain.question import Question
-from agent.explain.world import UnknownNameError, World
+from agent.explain.world import KINDS, UnknownNameError, World
 from agent.log import printable
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -20,6 +21,10 @@ Target: TypeAlias = tuple[str, int | str | None]
 """A name or address, and the port where one is said."""
 
 PROTOCOL_NAMES: dict[str, Protocol] = {name.lower(): name for name in PROTOCOLS}
+WORDS = {**KINDS, **WORKLOADS}
+ENDS = ("Pod", "Service", "Node", WORKLOAD)
+SOURCE = Takes(ENDS, WORDS)
+TARGET = Takes(ENDS, WORDS, ports="all")
 _FAMILIES: dict[str | None, Family] = {"4": 4, "6": 6}
 
 
@@ -49,8 +54,8 @@ def connection_options(command: F) -> F:
             show_default=True,
             help="The connection's protocol.",
         ),
-        click.argument("target", metavar="DST[:PORT]", type=TargetType()),
-        click.argument("source", metavar="SRC"),
+        click.argument("target", metavar="DST[:PORT]", type=TargetType(), shell_complete=completes(TARGET)),
+        click.argument("source", metavar="SRC", shell_complete=completes(SOURCE)),
     ):
         command = add(command)
     return command

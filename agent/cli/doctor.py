@@ -19,6 +19,7 @@ import click
 
 from agent.cli.agents import Agents, Silent, SilentError, SocketLine
 from agent.cli.cluster import Asked, cluster_options
+from agent.cli.names import NODE, completes
 from agent.cli.output import NEGATIVE, Coloured, output_option, show
 from agent.cluster.errors import ApiError, NotFound
 from agent.explain.findings import (
@@ -42,7 +43,12 @@ KUBE_PROXY = "/apis/apps/v1/namespaces/kube-system/daemonsets/kube-proxy"
 
 @click.command("doctor")
 @click.option(
-    "--node", "only", multiple=True, metavar="NODE", help="Only this node; may be given several times."
+    "--node",
+    "only",
+    multiple=True,
+    metavar="NODE",
+    help="Only this node; may be given several times.",
+    shell_complete=completes(NODE),
 )
 @click.option("--here", is_flag=True, help="This machine alone, also without a running agent.")
 @click.option(

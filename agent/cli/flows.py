@@ -26,6 +26,7 @@ from agent.cli.agents import NOBODY, Agents, Silent
 from agent.cli.ask import Unreachable
 from agent.cli.cluster import Asked, live_cluster_options
 from agent.cli.follower import Follower, Wanted, in_order
+from agent.cli.names import NODE, Takes, completes
 from agent.cli.output import GAP, Column, output_option, say, show, table
 from agent.explain.observed import Event, Names, Seen, denial, flow, join
 from agent.explain.world import World
@@ -40,9 +41,27 @@ _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 @click.option("--follow", is_flag=True, help="Go on telling what happens, until interrupted.")
 @click.option("--denied", is_flag=True, help="Denied packets alone.")
 @click.option("--allowed", is_flag=True, help="Connections alone.")
-@click.option("--pod", metavar="[NS/]NAME", default="", help="Those that this Pod is an end of.")
-@click.option("--service", metavar="[NS/]NAME", default="", help="Those to this Service or its endpoints.")
-@click.option("--node", multiple=True, metavar="NAME", help="What this node saw; may be given several times.")
+@click.option(
+    "--pod",
+    metavar="[NS/]NAME",
+    default="",
+    help="Those that this Pod is an end of.",
+    shell_complete=completes(Takes(("Pod",))),
+)
+@click.option(
+    "--service",
+    metavar="[NS/]NAME",
+    default="",
+    help="Those to this Service or its endpoints.",
+    shell_complete=completes(Takes(("Service",))),
+)
+@click.option(
+    "--node",
+    multiple=True,
+    metavar="NAME",
+    help="What this node saw; may be given several times.",
+    shell_complete=completes(NODE),
+)
 @click.option("--last", type=click.IntRange(min=1), metavar="N", help="The last N alone.")
 @click.option("--since", metavar="AGE|TIME", default="", help="Such as 30s, 5m, 2h, or an RFC 3339 time.")
 @output_option

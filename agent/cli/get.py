@@ -18,6 +18,7 @@ from agent.cli.agents import NOBODY, Agents, Silent
 from agent.cli.ask import Unreachable
 from agent.cli.cluster import Asked, live_cluster_options
 from agent.cli.get_tables import TABLES, Item
+from agent.cli.names import Takes, completes
 from agent.cli.output import NEGATIVE, Coloured, output_option, show
 from agent.log import printable
 
@@ -53,9 +54,16 @@ class Resource(click.ParamType[str]):
         return [click.shell_completion.CompletionItem(name) for name in NAMES if name.startswith(incomplete)]
 
 
+OBJECTS = {"pods": ("Pod",), "services": ("Service",), "policies": ("NetworkPolicy",), "nodes": ("Node",)}
+
+
+def _of_resource(ctx: click.Context) -> Takes:
+    return Takes(OBJECTS.get(ctx.params.get("resource") or "", ()), spaces=False)
+
+
 @click.command("get")
 @click.argument("resource", type=Resource(), metavar="RESOURCE")
-@click.argument("name", default="")
+@click.argument("name", default="", shell_complete=completes(_of_resource))
 @click.option("-A", "--all-namespaces", "everywhere", is_flag=True, help="Of all namespaces.")
 @output_option
 @live_cluster_options

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import click
 
+from agent.cli.names import Takes, completes
 from agent.cli.signals import handled
 from lab import manifests, matrix, netns, state
 from lab.expectation import Expected
@@ -29,6 +30,7 @@ from lab.objects import ManifestError, key_of
 from lab.probe import CONNECTED, TCP, UDP, Outcome, read_answer
 from lab.world import Changes, Lab, LabError, LabPod, PodsError
 
+PLACE = Takes(("Pod", "Node"), others=("outside",))
 _INTERRUPTED = 130
 _CANNOT_RUN = 126
 _NO_COMMAND = 127
@@ -174,8 +176,14 @@ def services(output: str) -> None:
 
 
 @lab.command()
-@click.argument("source", metavar="FROM")
-@click.argument("target", metavar="TO:PORT")
+@click.argument("source", metavar="FROM", shell_complete=completes(PLACE, of_lab=True))
+@click.argument(
+    "target",
+    metavar="TO:PORT",
+    shell_complete=completes(
+        Takes(("Service", *PLACE.bare), ports="numbers", others=PLACE.others), of_lab=True
+    ),
+)
 @click.option("--times", default=1, show_default=True, help="How many connections, all at once.")
 @click.option("--udp", is_flag=True, help="Datagrams instead of TCP connections.")
 def connect(source: str, target: str, times: int, udp: bool) -> None:
@@ -220,7 +228,7 @@ def status() -> None:
 
 
 @lab.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.argument("place", metavar="POD")
+@click.argument("place", metavar="POD", shell_complete=completes(PLACE, of_lab=True))
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
 def execute(place: str, command: tuple[str, ...]) -> NoReturn:
     """Run a command in the network of a Pod: NAMESPACE/NAME, or a node's name, or "outside".

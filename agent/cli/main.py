@@ -5,7 +5,9 @@ from __future__ import annotations
 from importlib import import_module
 
 import click
-from click.shell_completion import CompletionItem
+from click.shell_completion import CompletionItem, add_completion_class
+
+from agent.cli.completion import Bash
 
 COMMANDS = {
     "bench": ("agent.cli.bench", "bench", "How fast Pods reach each other, beside a bare veth pair."),
@@ -42,6 +44,9 @@ COMMANDS = {
     "ui": ("agent.cli.ui", "ui", "One local web page: flows, policies, why and plan."),
 }
 """Each command's module, the name it has there, and what help says of it; "" for what programs alone call."""
+
+
+add_completion_class(Bash)
 
 
 class LazyGroup(click.Group):

@@ -13,12 +13,13 @@ import click
 
 from agent.cli.ask import Unreachable
 from agent.cli.cluster import Asked, cluster_options
-from agent.cli.connection import PROTOCOL_NAMES
+from agent.cli.connection import PROTOCOL_NAMES, WORDS
 from agent.cli.expectations import Verdict, read
+from agent.cli.names import WORKLOAD, Takes, completes
 from agent.cli.output import FORMATS, GAP, NEGATIVE, Coloured, Line, show
 from agent.cli.probes import tried
 from agent.cluster.model import Pod
-from agent.explain.ends import columns_named, distinct, pods_named, port_of, takes_part
+from agent.explain.ends import WORKLOADS, columns_named, distinct, pods_named, port_of, takes_part
 from agent.explain.expect import written
 from agent.explain.groups import NO, OTHERWISE, Grouped, grouped
 from agent.explain.imagined import with_addresses
@@ -32,6 +33,8 @@ MOST_TOLD = 20  # differences, and Pods that are left out; -o json has all
 COLOURS = {"yes": "green", NO: "red"}
 DIFFERENT = "yellow"
 EXPECT = "expect"
+ROWS = ("Pod", WORKLOAD)
+POD_WORDS = {word: kind for word, kind in WORDS.items() if kind == "Pod"}
 FILE = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -39,7 +42,12 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("-A", "--all-namespaces", is_flag=True, help="The Pods of all namespaces.")
 @click.option("-l", "--selector", default="", help="Only Pods with these labels: app=web, tier in (a,b), !x.")
 @click.option(
-    "--from", "sources", multiple=True, metavar="NAME", help="Only these rows; may be given several times."
+    "--from",
+    "sources",
+    multiple=True,
+    metavar="NAME",
+    help="Only these rows; may be given several times.",
+    shell_complete=completes(Takes(ROWS, {**POD_WORDS, **WORKLOADS})),
 )
 @click.option(
     "--to",
@@ -47,6 +55,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
     multiple=True,
     metavar="NAME[:PORT]",
     help="Only these columns; may be given several times.",
+    shell_complete=completes(Takes(ROWS, WORDS, ports="all")),
 )
 @click.option("--port", metavar="PORT", help="This port of every target, instead of those they declare.")
 @click.option(

@@ -12,6 +12,7 @@ import click
 from agent.cli.agents import Silent
 from agent.cli.ask import Unreachable
 from agent.cli.cluster import FILES, Asked, cluster_options_from
+from agent.cli.names import Takes, completes
 from agent.cli.output import NEGATIVE, Coloured, Column, Line, output_option, show, table
 from agent.cluster.manifests import load
 from agent.cluster.model import Kind, kind_of
@@ -56,6 +57,7 @@ WORDS: dict[str, Kind] = {word: kind for kind, words in _WORDS.items() for word 
     metavar="FILE|KIND/NAME",
     help="What would be deleted: the objects of a file, or one such as netpol/deny, netpol/shop/deny or "
     "deploy/web; may be given several times.",
+    shell_complete=completes(Takes(words={**WORDS, **WORKLOADS}, files=True)),
 )
 @click.option("--enforce-audit", is_flag=True, help="As if the policies in audit mode were enforced.")
 @click.option("--flows/--no-flows", default=True, help="Whether to ask the agents for live connections.")

@@ -20,6 +20,7 @@ from agent.cli.ask import Unreachable
 from agent.cli.cluster import Asked, cluster_options
 from agent.cli.connection import asked_about, connection_options
 from agent.cli.lines import Lines
+from agent.cli.names import NODE, completes
 from agent.cli.output import MARKS, NEGATIVE, Coloured, Line, output_option, show
 from agent.cluster.model import IPAddress, Service
 from agent.cluster.store import Snapshot
@@ -41,7 +42,13 @@ LINES_UP = 17  # the column at which what belongs to a step goes on
 
 @click.command("why")
 @connection_options
-@click.option("--via", metavar="NODE", default="", help="The node where a packet from outside comes in.")
+@click.option(
+    "--via",
+    metavar="NODE",
+    default="",
+    help="The node where a packet from outside comes in.",
+    shell_complete=completes(NODE),
+)
 @click.option("--exit-code", is_flag=True, help="End with 1 when the connection is denied.")
 @click.option("--objects-only", is_flag=True, help="Do not compare with the rules in the nodes' kernels.")
 @output_option

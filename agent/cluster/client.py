@@ -11,7 +11,7 @@ import os
 import random
 import ssl
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -34,6 +34,8 @@ LEASE_LABELS = {"app.kubernetes.io/name": "podwall"}
 """By which podwall's Leases are found when it is uninstalled."""
 
 STRATEGIC_MERGE = "application/strategic-merge-patch+json"
+JSON = "application/json"
+METADATA = f"{JSON};as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
 _PATHS: Mapping[str, tuple[str, str]] = {
     "Node": ("/api/v1", "nodes"),
@@ -131,6 +133,18 @@ class ApiClient:
         """An object's resource version now. Raises ApiError, NotFound when there is none."""
         return _version(_decoded(_VERSIONED, self._call("GET", _path(kind, key))))
 
+    def metadata(self, kind: Kind, namespace: str = "") -> Iterator[AnyObject]:
+        """The objects of a kind with nothing but their metadata. Raises ApiError."""
+        continues = ""
+        while True:
+            query = {"limit": str(PAGE)} | ({"continue": continues} if continues else {})
+            target = f"{_collection(kind, namespace)}?{urlencode(query)}"
+            page = decode_page(kind, self._call("GET", target, accept=METADATA))
+            yield from page.objects
+            continues = page.continues
+            if not continues:
+                return
+
     def read(self, target: str) -> Any:
         """The JSON at a path with its query, as it is. Raises ApiError."""
         return json.loads(self._call("GET", target))
@@ -150,7 +164,7 @@ class ApiClient:
         method: str,
         target: str,
         body: Mapping[str, Any] | None = None,
-        content_type: str = "application/json",
+        content_type: str = JSON,
     ) -> Any:
         """Send any JSON to a path with its query, and return what is answered. Raises ApiError."""
         return json.loads(self._call(method, target, body, content_type))
@@ -233,25 +247,26 @@ class ApiClient:
         method: str,
         path: str,
         body: Mapping[str, Any] | None = None,
-        content_type: str = "application/json",
+        content_type: str = JSON,
+        accept: str = JSON,
     ) -> bytes:
         data = None if body is None else json.dumps(body).encode()
         try:
-            return self._once(method, path, data, content_type)
+            return self._once(method, path, data, content_type, accept)
         except Unauthorized:
-            return self._once(method, path, data, content_type)  # by now with what the files say
+            return self._once(method, path, data, content_type, accept)  # by now with what the files say
 
-    def _once(self, method: str, path: str, body: bytes | None, content_type: str) -> bytes:
+    def _once(self, method: str, path: str, body: bytes | None, *types: str) -> bytes:
         connection = self._borrow(fresh=method == "POST")
         reused = connection.used
         try:
             try:
-                return connection.read(connection.request(method, path, body, content_type))
+                return connection.read(connection.request(method, path, body, *types))
             except Unreachable:
                 if not reused:
                     raise
                 # The server had closed it meanwhile, as it may; only a fresh connection tells more.
-                return connection.read(connection.request(method, path, body, content_type))
+                return connection.read(connection.request(method, path, body, *types))
         except Unauthorized:
             self.refused(connection)
             connection.close()

@@ -42,7 +42,7 @@ class Connection:
         self.credentials = credentials
         self.used = False
         self._connect_s, self._answer_s = connect_s, answer_s
-        self._headers = {"User-Agent": agent, "Accept": "application/json"}
+        self._headers = {"User-Agent": agent}
         if credentials.authorization:
             self._headers["Authorization"] = credentials.authorization
         self._tls = tls
@@ -72,9 +72,10 @@ class Connection:
         target: str,
         body: bytes | None = None,
         content_type: str = "application/json",
+        accept: str = "application/json",
     ) -> http.client.HTTPResponse:
         """Send a request and return the answer's head; any status but 2xx is raised as an ApiError."""
-        headers = dict(self._headers)
+        headers = {**self._headers, "Accept": accept}
         if body is not None:
             headers["Content-Type"] = content_type
         try:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from agent.cli.completion import candidates
+from agent.cli.completion import candidates, together
 from agent.cli.main import main
 
 PROGRAMS = {
@@ -96,6 +96,92 @@ def test_tab_completes_an_option_in_bash(terminal: Terminal) -> None:
     terminal.type("podwall why --exit\t", "podwall why --exit-code ")
 
 
+SHOP = """
+apiVersion: v1
+kind: Service
+metadata: {name: api, namespace: shop}
+spec: {clusterIP: 10.96.0.7, ports: [{name: http, port: 80}, {name: metrics, port: 9090}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web-7d9c5b8f4-x2xkq, namespace: shop}
+spec: {nodeName: worker, containers: [{name: a, image: a}]}
+status: {podIPs: [{ip: 10.244.1.7}], phase: Running}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: deny, namespace: shop}
+spec: {podSelector: {}}
+"""
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A file of the working directory: a name that leaves a line of a terminal room for the rest."""
+    (tmp_path / "shop.yaml").write_text(SHOP)
+    monkeypatch.chdir(tmp_path)
+    return "shop.yaml"
+
+
+TYPED = [
+    ("a Pod", "why -n shop we", "web-7d9c5b8f4-x2xkq "),
+    ("a namespace, to go on with", "why sh", "shop/"),
+    ("a name of a namespace", "why shop/w", "shop/web-7d9c5b8f4-x2xkq "),
+    ("a target, to go on with", "why -n shop web svc/", "svc/api"),
+    ("a port", "why -n shop web svc/api:h", "svc/api:http "),
+    ("a port by its number", "why -n shop web svc/api:8", "svc/api:80 "),
+    ("what comes after a port", "why -n shop web svc/api:80 --proto", "--protocol "),
+    ("a name behind =", "why --namespace=sh", "--namespace=shop "),
+    ("a name after it", "why --namespace=shop we", "web-7d9c5b8f4-x2xkq "),
+    ("a target after an address", "why -n shop ::1 svc/", "svc/api"),
+    ("a port behind =", "matrix -n shop --to=svc/api:h", "--to=svc/api:http "),
+]
+
+
+@pytest.mark.parametrize(("typed", "whole"), [case[1:] for case in TYPED], ids=[case[0] for case in TYPED])
+def test_tab_completes_names_in_bash(shop: str, terminal: Terminal, typed: str, whole: str) -> None:
+    command, *rest = typed.split()
+    line = f"podwall {command} -f {shop} {' '.join(rest)}"
+    terminal.type(line, rest[-1])
+    terminal.type("\t", whole[len(rest[-1]) :])
+    shown = terminal.type("\x01echo \x05.\n", ".\r\nready> ")
+    assert shown.split("\r\n")[-2] == f"{line[: -len(rest[-1])]}{whole}."
+
+
+def test_two_tabs_show_all_ports_in_bash(shop: str, terminal: Terminal) -> None:
+    line = f"podwall why -f {shop} -n shop web svc/api:"
+    terminal.type(line, "svc/api:")
+    shown = terminal.type("\t\t", "svc/api:")
+    assert sorted(shown.strip("\x07").split("ready> ")[0].split()) == ["80", "9090", "http", "metrics"]
+
+
+def test_tab_completes_what_is_deleted_or_a_file_in_bash(shop: str, terminal: Terminal) -> None:
+    terminal.type(f"podwall plan --from {shop} -n shop --delete net\t", "netpol/deny ")
+    terminal.type(f"\x15podwall plan --from {shop} -n shop --delete {shop[:-5]}\t", "shop.yaml ")
+
+
+def test_who_cannot_be_asked_says_nothing_in_bash(terminal: Terminal) -> None:
+    terminal.type("podwall why --kubeconfig /nonexistent ", "/nonexistent ")
+    assert terminal.type("\tx", "x").lstrip("\x07") == "x"
+
+
+BROKEN = [
+    (["podwall", "why", "svc/api", ":"], ["podwall", "why", "svc/api:"]),
+    (["podwall", "why", "svc/api", ":", "80"], ["podwall", "why", "svc/api:80"]),
+    (["podwall", "why", "svc/api", ":", "80", ""], ["podwall", "why", "svc/api:80", ""]),
+    (["podwall", "why", "svc/api", ":", ""], ["podwall", "why", "svc/api:", ""]),
+    (["--from", "=", "a", "b"], ["--from=a", "b"]),
+    (["[fd00", "::", "1]", ":", "80"], ["[fd00::1]:80"]),
+    (["why", "::", "1"], ["why", "::1"]),
+    (["", ""], ["", ""]),
+]
+
+
+@pytest.mark.parametrize(("broken", "whole"), BROKEN, ids=["+".join(case[0]) for case in BROKEN])
+def test_words_that_bash_broke_are_put_together(broken: list[str], whole: list[str]) -> None:
+    assert list(together(broken)) == whole
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_each_shell_gets_its_script(shell: str) -> None:
     done = CliRunner().invoke(main, ["completion", shell])
@@ -116,6 +202,21 @@ KUBECTL = [
     (["why", "-f", ""], [], ":0"),
     (["nothing", "of", "this"], [], ":4"),
 ]
+
+
+NAMED = [
+    (["why", "-n", "shop", "web-"], ["web-7d9c5b8f4-x2xkq\tPod"], ":4"),
+    (["why", "sh"], ["shop/\tNamespace"], ":6"),
+    (["why", "-n", "shop", "web", "svc/"], ["svc/api\tService"], ":6"),
+    (["why", "-n", "shop", "web", "svc/api:8"], ["svc/api:80\tTCP http"], ":4"),
+    (["matrix", "-n", "shop", "--to=svc/a"], ["svc/api\tService"], ":6"),
+]
+
+
+@pytest.mark.parametrize(("words", "lines", "directive"), NAMED, ids=[" ".join(case[0]) for case in NAMED])
+def test_what_kubectl_reads_of_names(shop: str, words: list[str], lines: list[str], directive: str) -> None:
+    *found, last = candidates([words[0], "-f", shop, *words[1:]])
+    assert (sorted(found), last) == (lines, directive)
 
 
 @pytest.mark.parametrize(
