@@ -67,7 +67,11 @@ class Bash(BashComplete):
 @click.command("completion")
 @click.argument("shell", type=click.Choice(SHELLS))
 def completion(shell: str) -> None:
-    """Print the script that completes podwall's commands and options in a shell.
+    """Print the script that completes podwall's commands, options and names in a shell.
+
+    Names are those of the cluster, lab or manifests that the line says, in the namespace of -n: Pods,
+    workloads (deploy/web), Services (svc/api) and their ports (svc/api:http), nodes, namespaces, policies,
+    contexts. Who does not answer within two seconds offers none.
 
     \b
     bash   source <(podwall completion bash)             # for good: into ~/.bashrc

@@ -143,8 +143,7 @@ def offers(snapshot: Snapshot, takes: Takes, text: str, namespace: str) -> list[
         there = [each for each in there if each.namespace]
     found = [*_forms(there, takes, word, text), *_spaces(snapshot, takes, word, namespace)]
     found += [Offer(each, "") for each in takes.others]
-    words = {each.word: each for each in reversed(found) if each.word.startswith(text)}
-    return [words[each] for each in dict.fromkeys(each.word for each in found) if each in words]
+    return _begun(found, text)
 
 
 def meant(snapshot: Snapshot, takes: Takes, text: str, namespace: str) -> Pod | Service | None:
@@ -157,8 +156,12 @@ def meant(snapshot: Snapshot, takes: Takes, text: str, namespace: str) -> Pod | 
     return None
 
 
-def ports_of(item: Pod | Service, takes: Takes, name: str) -> Iterator[Offer]:
-    """The ports that it declares, by number and by name."""
+def ports_of(item: Pod | Service, takes: Takes, text: str) -> list[Offer]:
+    """The ports that it declares, by number and by name, behind the name that was typed."""
+    return _begun(_ports(item, takes, text.rpartition(":")[0]), text)
+
+
+def _ports(item: Pod | Service, takes: Takes, name: str) -> Iterator[Offer]:
     for each in item.ports:
         if getattr(each, "role", "") == "init":
             continue
@@ -166,6 +169,15 @@ def ports_of(item: Pod | Service, takes: Takes, name: str) -> Iterator[Offer]:
         yield Offer(f"{name}:{each.port}", f"{each.protocol} {each.name}" if known else each.protocol)
         if known and takes.ports == "all":
             yield Offer(f"{name}:{each.name}", f"{each.protocol} {each.port}")
+
+
+def _begun(found: Iterable[Offer], text: str) -> list[Offer]:
+    """Those that begin so, each word once, as what comes first."""
+    words: dict[str, Offer] = {}
+    for each in found:
+        if each.word.startswith(text):
+            words.setdefault(each.word, each)
+    return list(words.values())
 
 
 def _forms(there: Sequence[Named], takes: Takes, word: Word, text: str) -> Iterator[Offer]:
@@ -279,8 +291,7 @@ def _offered(ctx: click.Context, takes: Takes, text: str, *, of_lab: bool) -> li
                 asked, client, kinds_of(split(name, takes), takes) - {"Namespace"}, namespace
             )
             item = meant(snapshot, takes, name, namespace)
-            ports = ports_of(_whole(client, item), takes, name) if item else ()
-            return [each for each in dict.fromkeys(ports) if each.word.startswith(text)]
+            return ports_of(_whole(client, item), takes, text) if item else []
         word = split(text, takes)
         snapshot = _snapshot(asked, client, kinds_of(word, takes), word.space or namespace)
         return offers(snapshot, takes, text, namespace)

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from agent.cli.completion import candidates
 from agent.cli.main import main
 from lab import netns
 from lab.probe import CONNECTED, SILENT
@@ -187,3 +188,18 @@ def test_an_agent_that_is_silent_is_told_apart(lab: Lab) -> None:
     assert answer["allowed"]
     assert [(each["node"], each["agrees"]) for each in answer["nodes"]] == [("node1", True), ("node2", None)]
     assert "does not answer" in answer["nodes"][1]["silent"]
+
+
+@pytest.mark.usefixtures("lab")
+def test_tab_offers_the_labs_names() -> None:
+    def offered(*words: str) -> list[str]:
+        return [line.split("\t")[0] for line in candidates(words) if not line.startswith(":")]
+
+    why_in_shop = ("why", "--lab", "-n", "shop")
+    assert offered(*why_in_shop, "svc/") == ["svc/public", "svc/web", "svc/default/", "svc/kube-system/"]
+    assert offered(*why_in_shop, "crew-") == ["crew-5f7-a", "crew-5f7-b"]
+    assert offered(*why_in_shop, "client", "svc/web:8") == ["svc/web:80"]
+    assert offered("flows", "--lab", "--node", "") == ["node1", "node2"]
+    assert offered("plan", "--lab", "-n", "shop", "--delete", "netpol/m") == ["netpol/muted"]
+    assert offered("lab", "exec", "shop/c") == ["shop/client", "shop/crew-5f7-a", "shop/crew-5f7-b"]
+    assert offered("lab", "exec", "o") == ["outside"]

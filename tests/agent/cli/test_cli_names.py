@@ -161,7 +161,7 @@ def test_ports_by_number_and_name() -> None:
 
     def ports(name: str, takes: Takes = TARGET) -> list[str]:
         item = meant(snapshot, takes, name, "shop")
-        return [each.word for each in ports_of(item, takes, name)] if item else []
+        return [each.word for each in ports_of(item, takes, f"{name}:")] if item else []
 
     assert ports("svc/web") == ["svc/web:80", "svc/web:http", "svc/web:53"]
     assert ports("web") == ["web:80", "web:http", "web:53"]  # the Service comes before the workload's Pods
@@ -171,9 +171,15 @@ def test_ports_by_number_and_name() -> None:
     assert ports("nobody") == ports("node/worker") == []
 
 
+def test_a_port_of_two_protocols_is_offered_once() -> None:
+    dns = Service("shop", "dns", ports=(ServicePort(53, "dns", "UDP"), ServicePort(53, "dns-tcp")))
+    assert [each.word for each in ports_of(dns, TARGET, "dns:")] == ["dns:53", "dns:dns", "dns:dns-tcp"]
+    assert [each.word for each in ports_of(dns, TARGET, "dns:5")] == ["dns:53"]
+
+
 def test_a_port_that_has_no_ports_name_is_offered_by_its_number() -> None:
     service = Service("shop", "web", ports=(ServicePort(80, "a b;\n"),))
-    assert [tuple(each) for each in ports_of(service, TARGET, "web")] == [("web:80", "TCP", False)]
+    assert [tuple(each) for each in ports_of(service, TARGET, "web:")] == [("web:80", "TCP", False)]
 
 
 KINDS = [
