@@ -52,8 +52,8 @@ class Bash(BashComplete):
     def get_completion_args(self) -> tuple[list[str], str]:
         """The words before the cursor's, and that."""
         typed = os.environ["COMP_WORDS"].split("\n")[: int(os.environ["COMP_CWORD"]) + 1]
-        *args, incomplete = (" ".join(split_arg_string(word)) for word in together(typed))
-        last = "" if set(typed[-1]) <= BREAKS else typed[-1]
+        *args, incomplete = map(_unquoted, together(typed))
+        last = "" if set(typed[-1]) <= BREAKS else _unquoted(typed[-1])
         value = incomplete.partition("=")[2] if incomplete.startswith("--") else incomplete
         self._before = value.removesuffix(last)
         return args[1:], incomplete
@@ -98,6 +98,10 @@ def candidates(words: Sequence[str]) -> Iterator[str]:
     items = ShellComplete(_program(), {}, "kubectl podwall", VARIABLE).get_completions(done, unfinished)
     yield from (_line(item) for item in items if item.type == "plain")
     yield f":{_directive(items)}"
+
+
+def _unquoted(word: str) -> str:
+    return " ".join(split_arg_string(word))
 
 
 def together(words: Sequence[str]) -> Iterator[str]:

@@ -129,7 +129,9 @@ def kinds_of(word: Word, takes: Takes) -> set[Kind]:
     sorts = {word.kind} if word.kind else set(takes.bare)
     if not word.kind and not word.space:
         sorts |= set((takes.words or {}).values())
-    if takes.spaces and not word.space:
+    if word.space:
+        sorts -= {"Node", "Namespace"}
+    elif takes.spaces:
         sorts.add("Namespace")
     return {kind for kind in _LISTED if kind in sorts} | ({"Pod"} if sorts - set(_LISTED) else set())
 
@@ -287,9 +289,9 @@ def _offered(ctx: click.Context, takes: Takes, text: str, *, of_lab: bool) -> li
     client = asked.client()
     try:
         if colon and takes.ports:
-            snapshot = _snapshot(
-                asked, client, kinds_of(split(name, takes), takes) - {"Namespace"}, namespace
-            )
+            word = split(name, takes)
+            kinds = kinds_of(word, takes) - {"Node", "Namespace"}
+            snapshot = _snapshot(asked, client, kinds, word.space or namespace)
             item = meant(snapshot, takes, name, namespace)
             return ports_of(_whole(client, item), takes, text) if item else []
         word = split(text, takes)

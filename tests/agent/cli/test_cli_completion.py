@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.shell_completion import CompletionItem
 from click.testing import CliRunner
 
-from agent.cli.completion import candidates, together
+from agent.cli.completion import VARIABLE, Bash, candidates, together
 from agent.cli.main import main
 
 PROGRAMS = {
@@ -180,6 +181,31 @@ BROKEN = [
 @pytest.mark.parametrize(("broken", "whole"), BROKEN, ids=["+".join(case[0]) for case in BROKEN])
 def test_words_that_bash_broke_are_put_together(broken: list[str], whole: list[str]) -> None:
     assert list(together(broken)) == whole
+
+
+QUOTED = [
+    ("nothing yet", ["why", ""], 2, "", "web"),
+    ("an open quote", ["why", '"we'], 2, "we", "web"),
+    ("a quoted target and its port", ["why", '"web:h'], 2, "web:h", "web:http"),
+    ("a port", ["why", "web", ":", "h"], 4, "web:h", "http"),
+    ("an option's value", ["why", "--via", "=", "we"], 4, "--via=we", "web"),
+    ("words behind the cursor", ["why", "we", "-n", "shop"], 2, "we", "web"),
+    ("nothing yet, and words behind the cursor", ["why", "", "-n", "shop"], 2, "", "web"),
+]
+
+
+@pytest.mark.parametrize(
+    ("typed", "cursor", "incomplete", "put"), [case[1:] for case in QUOTED], ids=[case[0] for case in QUOTED]
+)
+def test_bash_gets_what_it_replaces(
+    monkeypatch: pytest.MonkeyPatch, typed: list[str], cursor: int, incomplete: str, put: str
+) -> None:
+    monkeypatch.setenv("COMP_WORDS", "\n".join(["podwall", *typed]))
+    monkeypatch.setenv("COMP_CWORD", str(cursor))
+    bash = Bash(main, {}, "podwall", VARIABLE)
+    assert bash.get_completion_args() == (["why"], incomplete)
+    whole = CompletionItem("web:http" if ":" in incomplete else "web")
+    assert bash.format_completion(whole) == f"plain,{put}"
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -186,7 +186,7 @@ KINDS = [
     ("svc/", {"Service", "Namespace"}),
     ("svc/shop/", {"Service"}),
     ("deploy/shop/", {"Pod"}),
-    ("shop/", {"Pod", "Service", "Node"}),
+    ("shop/", {"Pod", "Service"}),
     ("", {"Pod", "Service", "Node", "Namespace"}),
 ]
 
@@ -365,6 +365,8 @@ def test_the_kubeconfig_that_is_typed_is_asked(api: Api, monkeypatch: pytest.Mon
 def test_a_services_ports_are_read_of_it_alone(api: Api) -> None:
     assert offered("why", "-n", "shop", "api-1", "svc/api:") == ["svc/api:80"]
     assert api.asked == [(SERVICES, METADATA), (f"{SERVICES}/api", "")]
+    assert offered("why", "api-1", "svc/shop/api:") == ["svc/shop/api:80"]
+    assert api.asked == [(SERVICES, METADATA), (f"{SERVICES}/api", "")] * 2
 
 
 def test_a_namespace_that_is_none_is_not_asked_for(api: Api) -> None:
