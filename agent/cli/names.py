@@ -48,7 +48,6 @@ SHORT = {
 """The word that is offered for a kind, and no other kind is named in help."""
 
 _LISTED: tuple[Kind, ...] = ("Pod", "Service", "Node", "Namespace", "NetworkPolicy")
-_ENDS = ("Pod", "Service", "Node")
 _PORT_NAME = re.compile(r"[a-z0-9-]{1,15}")
 _CONTEXT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/+-]*")
 
@@ -185,17 +184,18 @@ def _begun(found: Iterable[Offer], text: str) -> list[Offer]:
 def _forms(there: Sequence[Named], takes: Takes, word: Word, text: str) -> Iterator[Offer]:
     """Each with the word for its kind, and by its name alone where that means it and nothing else."""
     space = f"{word.space}/" if word.space else ""
-    ends = Counter(each.name for each in there if each.sort in takes.bare and each.kind in _ENDS)
-    made = Counter(each.name for each in there if each.sort == WORKLOAD)
+    known = {(each.sort, each.kind, each.name) for each in there if each.sort in takes.bare}
+    ends = Counter(name for sort, _, name in known if sort != WORKLOAD)
+    made = Counter(name for sort, _, name in known if sort == WORKLOAD)
     for each in there:
         if word.kind:
             if each.kind == word.kind:
                 yield Offer(f"{word.head}{space}{each.name}", each.title, bool(takes.ports))
             continue
-        alone = ends[each.name] == 1 if each.kind in _ENDS else not ends[each.name] and made[each.name] < 2
+        alike = ends[each.name] + (made[each.name] if each.sort == WORKLOAD else 0)
         short = SHORT.get(each.kind, "")
         worded = not space and short in (takes.words or {})
-        bare = each.sort in takes.bare and alone
+        bare = each.sort in takes.bare and alike == 1
         if bare and (text or each.kind == "Pod" or not worded):
             yield Offer(f"{space}{each.name}", each.title, bool(takes.ports))
         if worded and (text or each.kind != "Pod" or not bare):

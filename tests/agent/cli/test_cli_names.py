@@ -18,7 +18,7 @@ from click.shell_completion import ShellComplete
 from agent.cli.completion import VARIABLE
 from agent.cli.connection import SOURCE, TARGET, WORDS
 from agent.cli.main import main
-from agent.cli.names import LIMIT_S, NODE, SHORT, Takes, kinds_of, meant, offers, ports_of, split
+from agent.cli.names import LIMIT_S, NAMESPACE, NODE, SHORT, Takes, kinds_of, meant, offers, ports_of, split
 from agent.cli.plan import WORDS as DELETED
 from agent.cluster.model import (
     ContainerPort,
@@ -110,8 +110,15 @@ def test_a_name_that_two_workloads_have_is_offered_with_the_kind_alone() -> None
     assert [each.word for each in offers(two, SOURCE, "", "shop")] == ["a-1", "a-2", "ds/a", "sts/a"]
 
 
+def test_a_namespace_may_be_called_as_two_workloads() -> None:
+    two = [pod("a-1", owner("DaemonSet", "a")), pod("a-2", owner("StatefulSet", "a"))]
+    found = offers(snapshot_of([*two, Namespace("a")]), NAMESPACE, "", "shop")
+    assert [each.word for each in found] == ["a"]
+
+
 def test_all_namespaces() -> None:
-    found = offers(snapshot_of(SHOP), Takes(("Pod",), spaces=False), "", "")
+    everywhere = snapshot_of([*SHOP, pod("db-0")])
+    found = offers(everywhere, Takes(("Pod",), spaces=False), "", "")
     assert [each.word for each in found] == ["db-0", POD]
 
 

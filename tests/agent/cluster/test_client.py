@@ -118,6 +118,25 @@ def test_versions_as_they_are_now(cluster: Any, client: ApiClient) -> None:
         cluster.b.call("DELETE", policies)
 
 
+def test_metadata_alone_page_by_page(
+    cluster: Any, client: ApiClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.cluster.client.PAGE", 2)
+    cluster.b.create("/api/v1/namespaces", {"metadata": {"name": "named"}})
+    for name in ("a", "b", "c"):
+        labels = {"app": name}
+        container = {"name": "c", "image": "i", "ports": [{"containerPort": 80}]}
+        body = {"metadata": {"name": name, "labels": labels}, "spec": {"containers": [container]}}
+        cluster.b.create("/api/v1/namespaces/named/pods", body)
+    found = [each for each in client.metadata("Pod", "named") if isinstance(each, Pod)]
+    assert [(pod.key, pod.labels, pod.ports) for pod in found] == [
+        (("named", name), {"app": name}, ()) for name in ("a", "b", "c")
+    ]
+    assert ("named", "a") in {each.key for each in client.metadata("Pod")}
+    with pytest.raises(Refused, match="is not the name of an object"):
+        next(client.metadata("Pod", "../a"))
+
+
 def test_leases(cluster: Any, client: ApiClient) -> None:
     now = datetime.now(UTC)
     lease = Lease("default", "podwall", "node-a", 15, now, now, 1)
