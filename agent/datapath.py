@@ -196,7 +196,7 @@ class Datapath:
 
     async def _know(self, attachment: Attachment) -> None:
         """Have the Pod in the store, by asking the cluster when need be. Raises UnknownPodError, ApiError."""
-        local = _local(attachment)
+        local = local_pod(attachment)
         known = self.store.snapshot.pods.get(local.key)
         if known is not None and is_of(local, known):
             return
@@ -211,7 +211,7 @@ class Datapath:
     def _attach(self, attachment: Attachment) -> frozenset[Owner]:
         owner = links.link_owner(attachment.container_id, attachment.ifname)
         self._attached[owner] = attachment
-        return self.policies.attach(_local(attachment)) | {owner}
+        return self.policies.attach(local_pod(attachment)) | {owner}
 
     # Rules
 
@@ -332,7 +332,8 @@ def _named(pods: Iterable[PodKey]) -> str:
     return ",".join(sorted("/".join(key) for key in pods))
 
 
-def _local(attachment: Attachment) -> LocalPod:
+def local_pod(attachment: Attachment) -> LocalPod:
+    """The Pod behind an attachment."""
     return LocalPod(
         container_id=attachment.container_id,
         ifname=attachment.ifname,

@@ -105,6 +105,7 @@ NEEDS = (
     Need("networking.k8s.io", "networkpolicies", READ),
     Need("discovery.k8s.io", "endpointslices", READ),
     Need("", "nodes/status", ("patch",)),
+    Need("", "pods/status", ("patch",)),
     Need("", "services/status", ("patch",)),
     Need("events.k8s.io", "events", ("create", "patch")),
     Need("coordination.k8s.io", "leases", (*READ, "create", "update", "patch", "delete")),

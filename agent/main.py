@@ -51,6 +51,7 @@ from agent.datapath import Datapath
 from agent.files import hold
 from agent.loadbalancer.balancer import LoadBalancer
 from agent.nft.kernel import NftError
+from agent.pod_status import PodStatus
 from agent.pods.attachments import Attachments
 from agent.pods.ledger import Ledger, LedgerError
 from agent.pods.model import Attachment
@@ -114,6 +115,7 @@ class Agent:
             reports=self.reports,
             committed=lambda: self._announcing.mark(NODE),
         )
+        self.pod_status = PodStatus(self.source, lambda: self.datapath.store.snapshot)
         self.routing = Routing(
             config, self.route_kernel, self.datapath, found=self._use_link, routed=self._reachable
         )
@@ -147,9 +149,11 @@ class Agent:
         """Return when the Pod's rules are in force, and then its ports of the node."""
         await self.datapath.attached(attachment)
         await self.services.attached(attachment)
+        self.pod_status.attached(attachment)
 
     async def detached(self, attachment: Attachment) -> None:
         """Return when no rule speaks of the Pod any more."""
+        self.pod_status.detached(attachment)
         await self.services.detached(attachment)
         await self.datapath.detached(attachment)
 
@@ -189,6 +193,7 @@ class Agent:
             adopted = (await self.attachments.recover()).adopted
             self.datapath.adopt(adopted)
             self.services.adopt(adopted)
+            self.pod_status.adopt(adopted)
             await server.start()
             metrics.STATE.version, metrics.STATE.kernel = version("podwall"), os.uname().release
             log.info("event=started node=%s version=%s", self.config.node_name, version("podwall"))
@@ -320,6 +325,7 @@ class Agent:
             tasks.create_task(self.routing.reconciler.loop())
             tasks.create_task(self.routing.repair())
             tasks.create_task(self._announcing.loop())
+            tasks.create_task(self.pod_status.reconciler.loop())
             tasks.create_task(_every(ALIVE_S, self._sign_of_life))
             tasks.create_task(_every(REAP_S, self._reap))
             tasks.create_task(_every(RESYNC_S, self._resync))
@@ -328,6 +334,7 @@ class Agent:
         """Take one event of the cluster; mark what may have changed by it."""
         changed = self.datapath.take(event)
         self.services.take(event, changed)
+        self.pod_status.take(changed)
         if self.load_balancer:
             self.load_balancer.take(event, changed)
         if isinstance(event, Synced) and event.kind == "Node":

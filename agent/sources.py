@@ -53,6 +53,9 @@ class Source(Protocol):
     async def tell(self, report: Report) -> None:
         """Make a Kubernetes Event of an object's problem. Raises ApiError, Conflict when there is one."""
 
+    async def set_pod_addresses(self, pod: Pod, addresses: Iterable[IPAddress]) -> None:
+        """Let the status of this very Pod say its addresses. Raises ApiError."""
+
     async def set_load_balancer(self, service: Service, addresses: Iterable[IPAddress]) -> None:
         """Let the Service's status say that it is reached at these addresses, none for nowhere.
 
@@ -138,6 +141,13 @@ class ApiServer:
             event=report.event_name,
         )
 
+    async def set_pod_addresses(self, pod: Pod, addresses: Iterable[IPAddress]) -> None:
+        """Write the Pod's status. Raises ApiError, also when another Pod has its name by now."""
+        ips = [{"ip": str(ip)} for ip in addresses]
+        status = {"podIP": ips[0]["ip"], "podIPs": [{"$patch": "replace"}, *ips]}
+        change = {"metadata": {"uid": pod.uid}, "status": status}
+        await asyncio.to_thread(self._client.patch, "Pod", pod.key, change, "status")
+
     async def set_load_balancer(self, service: Service, addresses: Iterable[IPAddress]) -> None:
         """Write the Service's status. Raises ApiError, NotFound when the Service is gone."""
         change = {"status": {"loadBalancer": {"ingress": _ingress(addresses) or None}}}
@@ -187,6 +197,9 @@ class Manifests:
 
     async def tell(self, report: Report) -> None:
         """There is nothing that keeps Events; the log has it."""
+
+    async def set_pod_addresses(self, pod: Pod, addresses: Iterable[IPAddress]) -> None:
+        """Whoever writes the manifests writes the Pods' statuses."""
 
     async def set_load_balancer(self, service: Service, addresses: Iterable[IPAddress]) -> None:
         """Write the Service's status into a file. Raises Unreachable, Refused for an unusable name."""

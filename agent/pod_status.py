@@ -1,0 +1,97 @@
+"""The addresses of this node's Pods in their statuses, before the kubelet says them there.
+
+    ADD done, or the Pod changed --> are there policies? does its status say no address?
+                                        --PATCH pods/status--> every node's policies know the Pod
+
+The kubelet tells a Pod's addresses about a second after its first container has started. Until then a policy
+on another node that admits the Pod by its labels does not know it, and would deny what it sends first. ADD
+does not wait for this: a container takes longer to start than a status to be everywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from agent.cluster.errors import ApiError, Conflict, NotFound
+from agent.cluster.model import Pod
+from agent.cluster.store import Changed, Snapshot
+from agent.compile.members import PodKey, is_of
+from agent.datapath import local_pod
+from agent.pods.model import Attachment
+from agent.reconcile import Reconciler
+
+if TYPE_CHECKING:
+    from agent.sources import Source
+
+IFNAME = "eth0"
+"""The interface whose addresses Kubernetes calls the Pod's."""
+FOR_GOOD = (403, 422)
+"""Not allowed, or not valid: to ask again changes nothing. The kubelet will say the addresses."""
+
+log = logging.getLogger(__name__)
+
+
+class PodStatus:
+    """Writes the addresses of attached Pods into statuses that say none."""
+
+    def __init__(self, source: Source, snapshot: Callable[[], Snapshot]) -> None:
+        self.reconciler = Reconciler[PodKey]("pod-status", self._run, expected=ApiError)
+        self._source = source
+        self._snapshot = snapshot
+        self._attached: dict[PodKey, Attachment] = {}
+        self._refused = ""
+
+    def attached(self, attachment: Attachment) -> None:
+        """A Pod is on the network now."""
+        if attachment.pod and attachment.ifname == IFNAME:
+            key = attachment.namespace, attachment.pod
+            self._attached[key] = attachment
+            self.reconciler.mark(key)
+
+    def adopt(self, attachments: Iterable[Attachment]) -> None:
+        """These Pods are on the node already."""
+        for attachment in attachments:
+            self.attached(attachment)
+
+    def detached(self, attachment: Attachment) -> None:
+        """It is no longer; another of the same name may be by now."""
+        key = attachment.namespace, attachment.pod
+        if key in self._attached and self._attached[key].key == attachment.key:
+            del self._attached[key]
+
+    def take(self, changed: Iterable[Changed]) -> None:
+        """What an event of the cluster changed."""
+        keys = [each.key for each in changed if each.kind == "Pod" and each.key in self._attached]
+        if keys:
+            self.reconciler.mark(*keys)
+
+    async def _run(self, keys: frozenset[PodKey]) -> None:
+        """Raises ApiError."""
+        snapshot = self._snapshot()
+        if not snapshot.policies:
+            return
+        without = (snapshot.pods[key] for key in keys if self._lacks_addresses(snapshot.pods.get(key)))
+        for error in filter(None, await asyncio.gather(*map(self._write, without))):
+            raise error
+
+    def _lacks_addresses(self, pod: Pod | None) -> bool:
+        attachment = self._attached.get(pod.key) if pod else None
+        if pod is None or attachment is None or pod.ips or pod.finished or pod.deleting:
+            return False
+        return is_of(local_pod(attachment), pod)
+
+    async def _write(self, pod: Pod) -> ApiError | None:
+        try:
+            await self._source.set_pod_addresses(pod, self._attached[pod.key].addresses)
+        except (NotFound, Conflict):
+            pass  # it is gone, or another one has its name
+        except ApiError as error:
+            if error.status not in FOR_GOOD:
+                return error
+            if str(error) != self._refused:
+                self._refused = str(error)
+                log.warning("event=pod-status-refused error=%r", self._refused)
+        return None
