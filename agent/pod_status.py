@@ -42,7 +42,7 @@ class PodStatus:
         self._source = source
         self._snapshot = snapshot
         self._attached: dict[PodKey, Attachment] = {}
-        self._refused = ""
+        self._refused: set[int] = set()  # what was logged
 
     def attached(self, attachment: Attachment) -> None:
         """A Pod is on the network now."""
@@ -91,7 +91,7 @@ class PodStatus:
         except ApiError as error:
             if error.status not in FOR_GOOD:
                 return error
-            if str(error) != self._refused:
-                self._refused = str(error)
-                log.warning("event=pod-status-refused error=%r", self._refused)
+            if error.status not in self._refused:
+                self._refused.add(error.status)
+                log.warning("event=pod-status-refused error=%r", str(error))
         return None

@@ -148,7 +148,7 @@ def test_it_is_tried_again_when_that_can_help(case: str) -> None:
 
 
 def test_that_it_is_not_allowed_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    cluster = Cluster(WEB, POLICY, errors=[Refused("forbidden", 403)] * 2)
+    cluster = Cluster(WEB, POLICY, errors=[Refused(name, 403) for name in ("web", "api")])
     relabelled = replace(WEB, labels={"app": "web"})
     cluster.after(lambda: cluster.status.attached(attached()), lambda: cluster.change(relabelled, POLICY))
     assert not cluster.errors
