@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from agent.cluster.errors import ApiError, Conflict, NotFound
-from agent.cluster.model import Pod
+from agent.cluster.model import IPAddress, Pod
 from agent.cluster.store import Changed, Snapshot
 from agent.compile.members import PodKey, is_of
 from agent.datapath import local_pod
@@ -31,6 +31,9 @@ IFNAME = "eth0"
 FOR_GOOD = (403, 422)
 """Not allowed, or not valid: to ask again changes nothing. The kubelet will say the addresses."""
 
+MOST_AT_ONCE = 4
+"""So that those whose ADD waits for an answer of the API server are not behind all of these."""
+
 log = logging.getLogger(__name__)
 
 
@@ -42,6 +45,7 @@ class PodStatus:
         self._source = source
         self._snapshot = snapshot
         self._attached: dict[PodKey, Attachment] = {}
+        self._turns = asyncio.Semaphore(MOST_AT_ONCE)
         self._refused: set[int] = set()  # what was logged
 
     def attached(self, attachment: Attachment) -> None:
@@ -73,19 +77,15 @@ class PodStatus:
         snapshot = self._snapshot()
         if not snapshot.policies:
             return
-        without = (snapshot.pods[key] for key in keys if self._lacks_addresses(snapshot.pods.get(key)))
-        for error in filter(None, await asyncio.gather(*map(self._write, without))):
+        pods = ((snapshot.pods.get(key), self._attached.get(key)) for key in keys)
+        writing = [self._write(pod, of.addresses) for pod, of in pods if pod and of and _lacks(pod, of)]
+        for error in filter(None, await asyncio.gather(*writing)):
             raise error
 
-    def _lacks_addresses(self, pod: Pod | None) -> bool:
-        attachment = self._attached.get(pod.key) if pod else None
-        if pod is None or attachment is None or pod.ips or pod.finished or pod.deleting:
-            return False
-        return is_of(local_pod(attachment), pod)
-
-    async def _write(self, pod: Pod) -> ApiError | None:
+    async def _write(self, pod: Pod, addresses: Iterable[IPAddress]) -> ApiError | None:
         try:
-            await self._source.set_pod_addresses(pod, self._attached[pod.key].addresses)
+            async with self._turns:
+                await self._source.set_pod_addresses(pod, addresses)
         except (NotFound, Conflict):
             pass  # it is gone, or another one has its name
         except ApiError as error:
@@ -95,3 +95,8 @@ class PodStatus:
                 self._refused.add(error.status)
                 log.warning("event=pod-status-refused error=%r", str(error))
         return None
+
+
+def _lacks(pod: Pod, attachment: Attachment) -> bool:
+    """Whether its status should say these addresses and says none."""
+    return not (pod.ips or pod.finished or pod.deleting) and is_of(local_pod(attachment), pod)
