@@ -122,17 +122,21 @@ def test_metadata_alone_page_by_page(
     cluster: Any, client: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agent.cluster.client.PAGE", 2)
+    pods = "/api/v1/namespaces/named/pods"
     cluster.b.create("/api/v1/namespaces", {"metadata": {"name": "named"}})
-    for name in ("a", "b", "c"):
-        labels = {"app": name}
-        container = {"name": "c", "image": "i", "ports": [{"containerPort": 80}]}
-        body = {"metadata": {"name": name, "labels": labels}, "spec": {"containers": [container]}}
-        cluster.b.create("/api/v1/namespaces/named/pods", body)
-    found = [each for each in client.metadata("Pod", "named") if isinstance(each, Pod)]
-    assert [(pod.key, pod.labels, pod.ports) for pod in found] == [
-        (("named", name), {"app": name}, ()) for name in ("a", "b", "c")
-    ]
-    assert ("named", "a") in {each.key for each in client.metadata("Pod")}
+    try:
+        for name in ("a", "b", "c"):
+            container = {"name": "c", "image": "i", "ports": [{"containerPort": 80}]}
+            meta = {"name": name, "labels": {"app": name}}
+            cluster.b.create(pods, {"metadata": meta, "spec": {"containers": [container]}})
+        found = [each for each in client.metadata("Pod", "named") if isinstance(each, Pod)]
+        assert [(pod.key, pod.labels, pod.ports) for pod in found] == [
+            (("named", name), {"app": name}, ()) for name in ("a", "b", "c")
+        ]
+        assert ("named", "a") in {each.key for each in client.metadata("Pod")}
+    finally:
+        cluster.b.call("DELETE", f"{pods}?gracePeriodSeconds=0")
+        cluster.b.call("DELETE", "/api/v1/namespaces/named")
     with pytest.raises(Refused, match="is not the name of an object"):
         next(client.metadata("Pod", "../a"))
 
