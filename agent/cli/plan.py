@@ -20,7 +20,6 @@ from agent.cluster.store import Snapshot
 from agent.explain.change import Change, Gone, applied, change_of
 from agent.explain.ends import WORKLOADS, Workload, workload_of
 from agent.explain.imagined import with_addresses
-from agent.explain.overlay import Place
 from agent.explain.plan import Backing, Cut, LiveFlow, Plan, Row, live_flows, plan
 from agent.explain.reach import EVERYWHERE, Group, takes_part
 from agent.explain.spans import in_words, pieces
@@ -106,27 +105,34 @@ def _change(files: Iterable[Path], namespace: str) -> Change:
 
 
 def _gone(texts: Iterable[str], namespace: str) -> Gone:
-    """What files have, and what is named: `netpol/deny`, `deploy/shop/web`, `ns/shop`. Raises UsageError."""
-    places: list[Place] = []
-    workloads: list[Workload] = []
-    notes: list[str] = []
-    for text in texts:
-        word, *names = text.split("/")
-        kind = word.lower()
-        space, name = names if len(names) == 2 else (namespace, *names[:1])
-        if Path(text).exists():
-            of = _change([Path(text)], namespace)
-            places += [(kind_of(each), each.key) for each in of.objects]
-            workloads += of.templates
-            notes += of.notes
-        elif kind not in {**WORDS, **WORKLOADS} or len(names) not in (1, 2) or not all(names):
-            known = "netpol, pod, deploy, sts, ds, job, svc or ns"
-            raise click.UsageError(f"--delete {printable(text)}: no such file, and no KIND/NAME with {known}")
-        elif kind in WORKLOADS:
-            workloads.append(Workload(WORKLOADS[kind], space, name))
-        else:
-            places.append((WORDS[kind], name if WORDS[kind] == "Namespace" else (space, name)))
-    return Gone(tuple(places), tuple(workloads), tuple(notes))
+    """What files have, and what is named. Raises UsageError."""
+    found = [
+        _of_file(Path(each), namespace) if Path(each).exists() else _named(each, namespace) for each in texts
+    ]
+    return Gone(
+        places=tuple(place for each in found for place in each.places),
+        workloads=tuple(workload for each in found for workload in each.workloads),
+        notes=tuple(note for each in found for note in each.notes),
+    )
+
+
+def _of_file(path: Path, namespace: str) -> Gone:
+    """Raises UsageError."""
+    of = _change([path], namespace)
+    return Gone(tuple((kind_of(each), each.key) for each in of.objects), tuple(of.templates), of.notes)
+
+
+def _named(text: str, namespace: str) -> Gone:
+    """`netpol/deny`, `deploy/shop/web`, `ns/shop`. Raises UsageError."""
+    head, *names = text.split("/")
+    word = head.lower()
+    if word not in {**WORDS, **WORKLOADS} or len(names) not in (1, 2) or not all(names):
+        known = "netpol, pod, deploy, sts, ds, job, svc or ns"
+        raise click.UsageError(f"--delete {printable(text)}: no such file, and no KIND/NAME with {known}")
+    space, name = names if len(names) == 2 else (namespace, names[0])
+    if word in WORKLOADS:
+        return Gone(workloads=(Workload(WORKLOADS[word], space, name),))
+    return Gone(((WORDS[word], names[0] if WORDS[word] == "Namespace" else (space, name)),))
 
 
 def _rehearse(asked: Asked, change: Change, gone: Gone, enforce_audit: bool, ask_flows: bool) -> _Made:

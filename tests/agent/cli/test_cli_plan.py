@@ -123,6 +123,17 @@ STATEFUL_SET = {
 }
 
 
+def test_a_file_is_deleted_by_its_name_alone(
+    files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files("deny", DENY)
+    monkeypatch.chdir(tmp_path)
+    done = run("--delete", "deny.yaml", "--from", files("cluster", *CLUSTER, DENY), "-o", "json")
+    assert json.loads(done.stdout)["changes"] == [
+        "NetworkPolicy shop/api (removed) no longer isolates 1 Pod of shop; nothing else isolates 1 of them"
+    ], done.output
+
+
 @pytest.mark.parametrize("named", ["sts/shop/db", "a file"])
 def test_a_workload_is_deleted_with_its_pods(files: Any, named: str) -> None:
     gone = files("workload", STATEFUL_SET) if named == "a file" else named
@@ -136,6 +147,7 @@ def test_a_workload_is_deleted_with_its_pods(files: Any, named: str) -> None:
         ([], "say what would change"),
         (["--delete", "ingress/web"], "no KIND/NAME with netpol, pod, deploy, sts, ds, job, svc or ns"),
         (["--delete", "netpol/"], "no KIND/NAME"),
+        (["--delete", "deny"], "deny: no such file, and no KIND/NAME"),
         (["-f", "/nowhere.yaml"], "does not exist"),
     ],
 )
